@@ -1,0 +1,6 @@
+"""Deformable operators for PyTorch: modulated deformable convolution and deformable RoI pooling."""
+
+from .deform_conv import DeformConv2d, deform_conv2d
+from .deform_roi_pool import DeformRoIPool, deform_roi_pool
+
+__all__ = ["DeformConv2d", "DeformRoIPool", "deform_conv2d", "deform_roi_pool"]

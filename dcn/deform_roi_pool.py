@@ -1,0 +1,227 @@
+"""Deformable RoI pooling, plain (DCNv1) and modulated (DCNv2)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .library import check_shape, check_tensors, define, pair
+from .reference import deform_roi_pool as reference
+
+
+def deform_roi_pool(
+    input: Tensor,
+    rois: Tensor,
+    output_size: int | tuple[int, int],
+    offset: Tensor | None = None,
+    mask: Tensor | None = None,
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    gamma: float = 0.1,
+) -> Tensor:
+    """Deformable RoI pooling; RoIAlign (aligned) without an offset and a mask.
+
+    y(k) = sum_j x(p_kj + Δp_k) · Δm_k / n_k    (arXiv 1811.11168, equation 2)
+
+    Every RoI is cut into ph × pw bins; bin k is the mean of its n_k bilinear samples, moved as a
+    whole by Δp_k and multiplied by Δm_k. Samples up to one pixel outside the map read its edge,
+    those further out zero, and so does one that is not finite. The values are those of
+    `mmcv.ops.deform_roi_pool`, and of `torchvision.ops.roi_align(aligned=True)`.
+
+    Args:
+        input: [N, C, H, W], float64, float32, float16 or bfloat16.
+        rois: [K, 5], (batch index, x1, y1, x2, y2) in pixels of the image. Of the input's dtype or
+            float32, which 16-bit inputs should take: bfloat16 holds no integer above 256 exactly.
+            They get no gradient.
+        output_size: ph × pw, an int or a pair.
+        offset: [K, 2, ph, pw] in (x, y) order; Δp = gamma · offset · (RoI width, RoI height).
+        mask: [K, 1, ph, pw], the modulation Δm.
+        spatial_scale: size of the feature map over that of the image, 1 / stride.
+        sampling_ratio: samples a side of a bin; 0 takes ceil(bin size in pixels of the map), at
+            most the map's own size.
+        gamma: scale of the offsets.
+
+    Returns:
+        [K, C, ph, pw] of the input's dtype; channels-last if the input is.
+
+    Raises:
+        TypeError: an argument is no tensor, or dtypes differ or are not among those above.
+        ValueError: shapes or devices that do not fit together, an empty output_size, a
+            spatial_scale or sampling_ratio out of range, or a batch index that names no image.
+
+    Example:
+        >>> features, rois = torch.rand(1, 8, 10, 10), torch.tensor([[0, 2.0, 2.0, 30.0, 20.0]])
+        >>> deform_roi_pool(features, rois, 7, spatial_scale=0.25).shape
+        torch.Size([1, 8, 7, 7])
+    """
+    output_size = pair("output_size", output_size, 1)
+    check_tensors(input=(input, 4), offset=(offset, 4), mask=(mask, 4))
+    # Coordinates may keep a precision of their own.
+    check_tensors(rois=(rois, 2))
+    if rois.dtype not in (input.dtype, torch.float32) and not torch.is_autocast_enabled(
+        input.device.type
+    ):
+        raise TypeError(f"rois: is {rois.dtype}, expected {input.dtype} (the input's) or float32")
+    if rois.device != input.device:
+        raise ValueError(f"rois: is on {rois.device}, input on {input.device}")
+    if 0 in input.shape[1:]:
+        raise ValueError(f"input: only the batch may be empty, got shape {tuple(input.shape)}")
+    count = rois.shape[0]
+    check_shape("rois", rois, (count, 5))
+    if offset is not None:
+        check_shape("offset", offset, (count, 2, *output_size))
+    if mask is not None:
+        check_shape("mask", mask, (count, 1, *output_size))
+    if not (spatial_scale > 0 and math.isfinite(spatial_scale)):
+        raise ValueError(f"spatial_scale: expected a positive number, got {spatial_scale}")
+    if sampling_ratio < 0:
+        raise ValueError(f"sampling_ratio: expected at least 0, got {sampling_ratio}")
+    return torch.ops.dcn.deform_roi_pool(
+        input, rois, offset, mask, output_size, spatial_scale, sampling_ratio, gamma
+    )
+
+
+class DeformRoIPool(nn.Module):
+    """Deformable RoI pooling that predicts its own offsets (and masks, when modulated).
+
+    The RoIs are pooled plainly first; fully connected layers on those features yield the offsets
+    and mask logits of a second, deformed pooling (arXiv 1811.11168, section 3.2). The last layers
+    start at zero (Δp = 0, Δm = 0.5), those before from a Gaussian of standard deviation 0.01.
+
+    Args:
+        output_size: ph × pw, an int or a pair.
+        in_channels: C.
+        spatial_scale, sampling_ratio, gamma: as in `deform_roi_pool`.
+        modulated: DCNv2 (True) or DCNv1 (False).
+        fc_channels: width of the hidden layers.
+        shared_fc: True is the paper's branch, `offset_fc`: two hidden layers, then one of 3·ph·pw
+            (offsets, then mask logits) or, not modulated, 2·ph·pw. False is mmcv's layout, for
+            its checkpoints: masks come from a branch of their own, `mask_fc`, with one hidden
+            layer. Not modulated, the two are the same.
+
+    Shapes: [N, C, H, W] and RoIs [K, 5] -> [K, C, ph, pw].
+    """
+
+    def __init__(
+        self,
+        output_size: int | tuple[int, int],
+        in_channels: int,
+        spatial_scale: float = 1.0,
+        sampling_ratio: int = 0,
+        gamma: float = 0.1,
+        modulated: bool = True,
+        fc_channels: int = 1024,
+        shared_fc: bool = True,
+    ) -> None:
+        super().__init__()
+        self.output_size = pair("output_size", output_size, 1)
+        self.spatial_scale = spatial_scale
+        self.sampling_ratio = sampling_ratio
+        self.gamma = gamma
+        self.modulated = modulated
+        bins = self.output_size[0] * self.output_size[1]
+        hidden = (in_channels * bins, fc_channels, fc_channels)
+        share_masks = modulated and shared_fc
+        self.offset_fc = _mlp(*hidden, (3 if share_masks else 2) * bins)
+        self.mask_fc = _mlp(*hidden[:2], bins) if modulated and not shared_fc else None
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        def pool(offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+            return deform_roi_pool(
+                input,
+                rois,
+                self.output_size,
+                offset,
+                mask,
+                self.spatial_scale,
+                self.sampling_ratio,
+                self.gamma,
+            )
+
+        plain = pool().flatten(1)
+        prediction = self.offset_fc(plain).unflatten(1, (-1, *self.output_size))
+        offset, mask = prediction, None
+        if self.mask_fc is not None:
+            mask = self.mask_fc(plain).unflatten(1, (1, *self.output_size)).sigmoid()
+        elif self.modulated:
+            offset, mask = prediction[:, :2], prediction[:, 2:].sigmoid()
+        return pool(offset, mask)
+
+    def extra_repr(self) -> str:
+        return (
+            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
+            f"sampling_ratio={self.sampling_ratio}, gamma={self.gamma}, modulated={self.modulated}"
+        )
+
+
+def _mlp(*channels: int) -> nn.Sequential:
+    """Linear layers with ReLU between; the last one starts at zero."""
+    layers = [nn.Linear(c_in, c_out) for c_in, c_out in zip(channels, channels[1:], strict=False)]
+    for layer in layers:
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.zeros_(layer.bias)
+    nn.init.zeros_(layers[-1].weight)
+    modules: list[nn.Module] = [layers[0]]
+    for layer in layers[1:]:
+        modules += [nn.ReLU(inplace=True), layer]
+    return nn.Sequential(*modules)
+
+
+def _fake(input, rois, offset, mask, output_size, spatial_scale, sampling_ratio, gamma):
+    out = input.new_empty(rois.shape[0], input.shape[1], *output_size)
+    return out.contiguous(memory_format=reference.memory_format(input))
+
+
+def _fake_backward(grad, input, rois, offset, mask, *geometry):
+    grad_input = input.new_empty(input.shape)
+    return (
+        grad_input.contiguous(memory_format=reference.memory_format(input)),
+        grad.new_empty(0) if offset is None else offset.new_empty(offset.shape),
+        grad.new_empty(0) if mask is None else mask.new_empty(mask.shape),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.output_size, ctx.spatial_scale, ctx.sampling_ratio, ctx.gamma = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, grad):
+    input, rois, offset, mask = ctx.saved_tensors
+    grad_input, grad_offset, grad_mask = torch.ops.dcn.deform_roi_pool_backward(
+        grad,
+        input,
+        rois,
+        offset,
+        mask,
+        ctx.output_size,
+        ctx.spatial_scale,
+        ctx.sampling_ratio,
+        ctx.gamma,
+    )
+    if offset is None:
+        grad_offset = None
+    if mask is None:
+        grad_mask = None
+    return grad_input, None, grad_offset, grad_mask, None, None, None, None
+
+
+_ARGUMENTS = (
+    "Tensor input, Tensor rois, Tensor? offset, Tensor? mask, SymInt[2] output_size, "
+    "float spatial_scale, SymInt sampling_ratio, float gamma"
+)
+define(
+    "deform_roi_pool",
+    f"({_ARGUMENTS}) -> Tensor",
+    reference.forward,
+    _fake,
+    backward=_backward,
+    setup_context=_setup_context,
+    autocast_exempt=("rois",),
+)
+define(
+    "deform_roi_pool_backward",
+    f"(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+    reference.backward,
+    _fake_backward,
+)

@@ -1,0 +1,98 @@
+"""What all operators share: registration with PyTorch's dispatcher, and argument checks."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def define(
+    name: str,
+    schema: str,
+    reference: Callable,
+    fake: Callable,
+    backward: Callable | None = None,
+    setup_context: Callable | None = None,
+    autocast_exempt: tuple[str, ...] = (),
+) -> None:
+    """Register the operator `dcn::name`.
+
+    `reference` serves every device that no kernel has been registered for. With `backward` the
+    operator is differentiable, once, and runs in the autocast dtype where autocast is on;
+    arguments named in `autocast_exempt` keep theirs.
+    """
+    qualname = f"dcn::{name}"
+    torch.library.define(qualname, schema)
+    torch.library.impl(qualname, "CompositeExplicitAutograd")(reference)
+    torch.library.register_fake(qualname)(fake)
+    if backward is None:
+        torch.library.register_autograd(qualname, _no_double_backward)
+        return
+    torch.library.register_autograd(qualname, backward, setup_context=setup_context)
+    overload = getattr(torch.ops.dcn, name).default
+    exempt = [argument.name in autocast_exempt for argument in overload._schema.arguments]
+    for device_type, key in _AUTOCAST_KEYS.items():
+        torch.library.impl(qualname, key)(_autocast(overload, device_type, exempt))
+
+
+_AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA", "xpu": "AutocastXPU", "mps": "AutocastMPS"}
+
+
+def _autocast(overload: Callable, device_type: str, exempt: list[bool]) -> Callable:
+    def kernel(*args):
+        dtype = torch.get_autocast_dtype(device_type)
+        cast = [
+            arg
+            if keep or not isinstance(arg, Tensor) or arg.dtype == torch.float64
+            else arg.to(dtype)
+            for arg, keep in zip(args, exempt, strict=True)
+        ]
+        with torch.autocast(device_type, enabled=False):
+            return overload(*cast)
+
+    return kernel
+
+
+def _no_double_backward(ctx, *grads):
+    raise NotImplementedError("dcn operators are differentiable once: no double backward")
+
+
+def pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
+    """An int or a pair of ints as a pair; raises where it is neither, or below `least`."""
+    values = (value, value) if isinstance(value, int) else tuple(value)
+    if len(values) != 2 or not all(isinstance(v, int) for v in values):
+        raise TypeError(f"{name}: expected an int or two, got {value!r}")
+    if min(values) < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value!r}")
+    return values
+
+
+def check_tensors(**tensors: tuple[Tensor | None, int]) -> None:
+    """Check name=(tensor or None, number of dimensions) against the first one's dtype and device.
+
+    Raises:
+        TypeError: no tensor, or a dtype that is not supported or not the first one's.
+        ValueError: another number of dimensions, or another device.
+    """
+    first_name, (first, _) = next(iter(tensors.items()))
+    for name, (tensor, dims) in tensors.items():
+        if tensor is None and name != first_name:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        if tensor.dim() != dims:
+            raise ValueError(f"{name}: expected {dims} dimensions, got shape {tuple(tensor.shape)}")
+        if tensor.device != first.device:
+            raise ValueError(f"{name}: is on {tensor.device}, {first_name} on {first.device}")
+        if tensor.dtype not in DTYPES:
+            raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}")
+        if tensor.dtype != first.dtype and not torch.is_autocast_enabled(first.device.type):
+            raise TypeError(f"{name}: is {tensor.dtype}, {first_name} is {first.dtype}")
+
+
+def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    """Raises ValueError where the shape differs."""
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"{name}: expected shape {expected}, got {tuple(tensor.shape)}")

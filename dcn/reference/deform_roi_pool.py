@@ -1,0 +1,163 @@
+"""(Modulated) deformable RoI pooling in plain PyTorch (arXiv 1811.11168, equation 2).
+
+y(k) = sum_j x(p_kj + Δp_k) · Δm_k / n_k
+"""
+
+import torch
+from torch import Tensor
+
+from .sampling import (
+    Axis,
+    Bags,
+    compute_dtype,
+    corner_index,
+    edge_padded_axis,
+    from_rows,
+    make_bags,
+    memory_format,
+    outer,
+    sum_bags,
+    sum_bags_backward_table,
+    sum_bags_backward_weight,
+    to_rows,
+)
+
+
+def forward(
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor | None,
+    mask: Tensor | None,
+    output_size: list[int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+) -> Tensor:
+    """Shapes as in `dcn.deform_roi_pool`, which checks them."""
+    pooling = _Pooling(input, rois, offset, mask, output_size, spatial_scale, sampling_ratio, gamma)
+    rows = to_rows(input, 1, compute_dtype(input))
+    out = sum_bags(rows, pooling.bags).view(rois.shape[0], *output_size, input.shape[1])
+    out = out.permute(0, 3, 1, 2).to(input.dtype)
+    return out.contiguous(memory_format=memory_format(input))
+
+
+def backward(
+    grad: Tensor,
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor | None,
+    mask: Tensor | None,
+    output_size: list[int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of input, offset and mask (empty without them). RoIs get none."""
+    pooling = _Pooling(input, rois, offset, mask, output_size, spatial_scale, sampling_ratio, gamma)
+    rows = to_rows(input, 1, compute_dtype(input))
+    grad_out = grad.permute(0, 2, 3, 1).to(rows.dtype).reshape(-1, input.shape[1])
+    grad_rows = sum_bags_backward_table(grad_out, pooling.bags, rows.shape[0])
+    grad_offset = grad_mask = grad.new_empty(0)
+    if offset is not None or mask is not None:
+        dot = sum_bags_backward_weight(grad_out, rows, pooling.bags).view(-1, 4)
+        if offset is not None:
+            grad_offset = pooling.grad_offset(dot).to(offset.dtype)
+        if mask is not None:
+            grad_mask = pooling.grad_mask(dot).to(mask.dtype)
+    return from_rows(grad_rows, input), grad_offset, grad_mask
+
+
+class _Pooling:
+    """The samples of every bin, and their weights. T samples in all, bins ordered (RoI, y, x)."""
+
+    def __init__(
+        self,
+        input: Tensor,
+        rois: Tensor,
+        offset: Tensor | None,
+        mask: Tensor | None,
+        output_size: list[int],
+        spatial_scale: float,
+        sampling_ratio: int,
+        gamma: float,
+    ) -> None:
+        n, _, h, w = input.shape
+        self.shape = (rois.shape[0], *output_size)
+        pooled_h, pooled_w = output_size
+        num_bins = pooled_h * pooled_w
+        dtype = compute_dtype(input)
+        image = _image_index(rois, n)
+        x1, y1, x2, y2 = (rois[:, 1:].to(dtype) * spatial_scale - 0.5).unbind(1)
+        roi_w, roi_h = x2 - x1, y2 - y1
+        bin_w, bin_h = roi_w / pooled_w, roi_h / pooled_h
+        self.shift = torch.stack((roi_w, roi_h), 1) * gamma  # of a bin, per unit of offset
+
+        grid_h = _samples_per_bin(bin_h, sampling_ratio, h)
+        grid_w = _samples_per_bin(bin_w, sampling_ratio, w)
+        samples = (grid_h * grid_w).repeat_interleave(num_bins)  # [K·bins]
+        self.bin = torch.repeat_interleave(samples)  # [T]
+        within = torch.arange(self.bin.numel(), device=input.device)
+        within = within - (samples.cumsum(0) - samples)[self.bin]
+        roi = self.bin // num_bins
+        bin_y, bin_x = self.bin % num_bins // pooled_w, self.bin % pooled_w
+        step_y = bin_y + (within // grid_w[roi] + 0.5) / grid_h[roi]
+        step_x = bin_x + (within % grid_w[roi] + 0.5) / grid_w[roi]
+        y, x = y1[roi] + step_y * bin_h[roi], x1[roi] + step_x * bin_w[roi]
+        if offset is not None:
+            delta = offset.to(dtype) * self.shift[:, :, None, None]
+            delta_x, delta_y = delta.permute(1, 0, 2, 3).reshape(2, -1)
+            y, x = y + delta_y[self.bin], x + delta_x[self.bin]
+
+        self.y: Axis = edge_padded_axis(y, h)
+        self.x: Axis = edge_padded_axis(x, w)
+        # Each sample's share of its bin's mean, and the bin's modulation.
+        self.share = 1 / samples.to(dtype)[self.bin]
+        self.modulation = mask.to(dtype).reshape(-1)[self.bin] if mask is not None else None
+        weight = outer(self.y.weight, self.x.weight) * self._scale()
+        index = corner_index(self.y, self.x, w) + (image[roi] * (h * w)).unsqueeze(-1)
+        self.bags: Bags = make_bags(index.view(-1), weight.view(-1), samples * 4, n * h * w)
+
+    def grad_offset(self, dot: Tensor) -> Tensor:
+        """[T, 4] dot products of corner and bin gradient -> [K, 2, ph, pw]."""
+        grad_x = (dot * outer(self.y.weight, self.x.slope) * self._scale()).sum(1)
+        grad_y = (dot * outer(self.y.slope, self.x.weight) * self._scale()).sum(1)
+        grad = torch.stack((self._sum_bins(grad_x), self._sum_bins(grad_y)), 1)
+        # An RoI of non-finite size sampled nothing: its gradient is zero, not zero times infinity.
+        return grad * self.shift.nan_to_num(0, 0, 0)[:, :, None, None]
+
+    def grad_mask(self, dot: Tensor) -> Tensor:
+        """[T, 4] dot products of corner and bin gradient -> [K, 1, ph, pw]."""
+        value = (dot * outer(self.y.weight, self.x.weight)).sum(1) * self.share
+        return self._sum_bins(value).unsqueeze(1)
+
+    def _scale(self) -> Tensor:
+        scale = self.share if self.modulation is None else self.share * self.modulation
+        return scale.unsqueeze(-1)
+
+    def _sum_bins(self, value: Tensor) -> Tensor:
+        """[T] -> [K, ph, pw]."""
+        num_bins = self.shape[0] * self.shape[1] * self.shape[2]
+        return value.new_zeros(num_bins).index_add_(0, self.bin, value).view(self.shape)
+
+
+def _image_index(rois: Tensor, num_images: int) -> Tensor:
+    """The RoIs' batch indices as int64; ValueError where one names no image of the batch."""
+    image = rois[:, 0]
+    bad = ~((image >= 0) & (image < num_images))
+    if bad.any():
+        k = int(bad.nonzero()[0, 0])
+        raise ValueError(
+            f"rois[{k}, 0] is {float(image[k])}: expected a batch index from 0 to {num_images - 1}"
+        )
+    return image.long()
+
+
+def _samples_per_bin(bin_size: Tensor, sampling_ratio: int, size: int) -> Tensor:
+    """Samples a side of a bin, for every RoI: int64 [K].
+
+    An adaptive count (sampling_ratio 0) stops at the map's own size, where more samples of a bin
+    can only lie between its pixels, so that an absurd RoI does not exhaust the memory.
+    """
+    if sampling_ratio > 0:
+        return torch.full_like(bin_size, sampling_ratio, dtype=torch.long)
+    return bin_size.ceil().nan_to_num(0, size, 0).clamp(0, size).long()
