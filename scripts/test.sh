@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Sets up, lints, tests. Arguments go to pytest: ./scripts/test.sh tests/dcn -k roi
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+./scripts/setup.sh
+
+set -x
+.venv/bin/python -m ruff check .
+.venv/bin/python -m ruff format --check .
+exec .venv/bin/python -m pytest "$@"
