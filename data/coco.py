@@ -1,0 +1,250 @@
+"""Detection datasets in COCO format: one JSON file of annotations beside a folder of images.
+
+The format: https://cocodataset.org/#format-data. Boxes are [x, y, width, height] in pixels, with
+the origin at the upper left corner of the upper left pixel.
+"""
+
+import json
+import logging
+import math
+import os
+from collections import Counter
+
+from mmdet.datasets import CocoDataset
+from mmdet.datasets.api_wrappers import COCO
+from mmdet.registry import DATASETS
+from mmengine.logging import print_log
+
+from .errors import DataError
+
+REQUIRED = {
+    "images": {"id": int, "file_name": str, "width": (int, float), "height": (int, float)},
+    "categories": {"id": int, "name": str},
+    # bbox and area may hold anything here: a bad box costs one object, not the file.
+    "annotations": {
+        "id": int,
+        "image_id": int,
+        "category_id": int,
+        "iscrowd": int,
+        "bbox": object,
+        "area": object,
+    },
+}
+
+
+@DATASETS.register_module()
+class DetectionDataset(CocoDataset):
+    """mmdet's CocoDataset that checks a dataset when it opens it, before any training.
+
+    Takes CocoDataset's arguments. A box that is not four finite numbers, has no area or lies
+    outside of its image is dropped with a warning in training, and so is one of less than a pixel.
+    In evaluation (``test_mode=True``) such a box (save the last kind) is an error, because
+    CocoMetric reads ``ann_file`` itself and counts it as an object never found, which lowers AP and
+    says nothing. An image with no object is fine: ``filter_cfg=dict(filter_empty_gt=True)`` leaves
+    it out of training, evaluation keeps it.
+
+    Raises:
+        DataError: ``ann_file`` is missing, empty, not JSON or not in COCO format, repeats an id, or
+            refers to an image or category that it does not define; the classes in ``metainfo`` are
+            not among its categories, in their order; images are missing or have no bytes (looked up
+            on local disks only, so not with ``backend_args``); training would see no object at all.
+    """
+
+    def COCOAPI(self, path):
+        # load_data_list calls self.COCOAPI(path) for an index of the file. As a method it also
+        # knows the classes and the image folder, and the file is parsed only once.
+        coco = COCO()
+        coco.dataset = self._read(path)
+        self._check_classes(coco.dataset)
+        self._check_images(coco.dataset["images"])
+        self._drop_bad_boxes(coco.dataset)
+        coco.createIndex()
+        coco.cat_img_map = coco.catToImgs  # the wrapper's alias still holds the empty index
+        return coco
+
+    def filter_data(self):
+        data_list = super().filter_data()
+        objects = (o for info in data_list for o in info["instances"] if not o["ignore_flag"])
+        if not self.test_mode and not any(True for _ in objects):
+            raise DataError(
+                f"{self.ann_file}: no object to train on in {len(data_list)} images that pass "
+                f"filter_cfg={self.filter_cfg}"
+            )
+        return data_list
+
+    def _read(self, path):
+        try:
+            with open(path, encoding="utf-8") as file:
+                content = file.read()
+        except OSError as error:
+            raise DataError(
+                f"cannot read annotation file {self.ann_file}: {error.strerror}"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"annotation file {self.ann_file} is not text in UTF-8: {error}"
+            ) from error
+        if not content.strip():
+            raise DataError(f"annotation file {self.ann_file} is empty")
+        try:
+            dataset = json.loads(content)
+        except json.JSONDecodeError as error:
+            raise DataError(f"annotation file {self.ann_file} is broken JSON: {error}") from error
+        if self.test_mode and isinstance(dataset, dict):
+            dataset.setdefault("annotations", [])  # COCO's own test files have none
+        self._check_format(dataset)
+        return dataset
+
+    def _check_format(self, dataset):
+        refusal = f"annotation file {self.ann_file} is not in COCO format: "
+        if not isinstance(dataset, dict):
+            raise DataError(f"{refusal}it holds a {type(dataset).__name__}, not an object")
+        for key, fields in REQUIRED.items():
+            entries = dataset.get(key)
+            if not isinstance(entries, list):
+                raise DataError(f"{refusal}it has no list {key!r}")
+            for i, entry in enumerate(entries):
+                for field, kind in fields.items():
+                    if not isinstance(entry, dict) or field not in entry:
+                        raise DataError(f"{refusal}{key}[{i}] has no {field!r}")
+                    if not isinstance(entry[field], kind):
+                        raise DataError(
+                            f"{refusal}{key}[{i}] has the {field} {entry[field]!r}, "
+                            f"which is a {type(entry[field]).__name__}"
+                        )
+            counts = Counter(entry["id"] for entry in entries)
+            if repeated := [str(i) for i, count in counts.items() if count > 1]:
+                raise DataError(
+                    f"annotation file {self.ann_file} has ids more than once in {key!r}: "
+                    + _first(repeated, ", ")
+                )
+        for key, plural in (("image_id", "images"), ("category_id", "categories")):
+            known = {entry["id"] for entry in dataset[plural]}
+            if unknown := [
+                f"annotation {ann['id']} ({key} {ann[key]})"
+                for ann in dataset["annotations"]
+                if ann[key] not in known
+            ]:
+                raise DataError(
+                    f"annotation file {self.ann_file} has annotations whose {key} is not in "
+                    f"{plural!r}: {_first(unknown, ', ')}"
+                )
+
+    def _check_classes(self, dataset):
+        names = [category["name"] for category in dataset["categories"]]
+        classes = list(self.metainfo["classes"])
+        unused = [name for name in names if name not in classes]
+        # mmdet labels the classes in the order of the file, so any other order would swap names.
+        if [name for name in names if name in classes] != classes:
+            missing = [name for name in classes if name not in names]
+            raise DataError(
+                f"the classes of the config do not match the categories of {self.ann_file}\n"
+                f"  only in the config: {', '.join(missing) or 'none'}\n"
+                f"  only in the file: {', '.join(unused) or 'none'}\n"
+                "  set them in the dataset's config, in the order of the file, and num_classes in "
+                f"the model's: metainfo=dict(classes={tuple(names)!r})"
+            )
+        if unused:
+            self._warn(
+                f"left out, because the config's classes do not name them: {', '.join(unused)}"
+            )
+
+    def _check_images(self, images):
+        if self.backend_args is not None:
+            return
+        folder = self.data_prefix["img"]
+        bad = []
+        for image in images:
+            path = os.path.join(folder, image["file_name"])
+            try:
+                if os.stat(path).st_size == 0:
+                    bad.append(f"{path}: zero bytes")
+            except OSError as error:
+                bad.append(f"{path}: {error.strerror}")
+        if bad:
+            raise DataError(
+                f"{len(bad)} of the {len(images)} images in {self.ann_file} cannot be read:\n  "
+                + _first(bad)
+            )
+
+    def _drop_bad_boxes(self, dataset):
+        images = {image["id"]: image for image in dataset["images"]}
+        good, bad = [], []
+        for ann in dataset["annotations"]:
+            image = images[ann["image_id"]]
+            fault = _box_fault(ann, image, self.test_mode)
+            if fault is None:
+                good.append(ann)
+            else:
+                bad.append(
+                    f"annotation {ann['id']}, image {image['file_name']}: bbox {ann['bbox']}, "
+                    f"area {ann['area']}: {fault}"
+                )
+        if bad and self.test_mode:
+            raise DataError(
+                f"{self.ann_file}: evaluation would count {len(bad)} bad boxes as objects never "
+                f"found. Correct or remove them:\n  {_first(bad)}"
+            )
+        if bad:
+            self._warn(f"dropped {len(bad)} bad boxes:\n  {_first(bad)}")
+        if self.test_mode and any(ann["id"] == 0 for ann in good):
+            self._warn(
+                "annotation id 0: pycocotools reads it as 'no match', so that evaluation counts "
+                "this object as never found. Number annotations from 1"
+            )
+        dataset["annotations"] = good
+
+    def _warn(self, message):
+        print_log(f"{self.ann_file}: {message}", logger="current", level=logging.WARNING)
+
+
+def write_annotations(path, classes, images, annotations, info):
+    """Write a COCO-format file. It appears at ``path`` whole or not at all.
+
+    Args:
+        path (pathlib.Path): the file; its folder is made.
+        classes (Sequence[str]): the categories, with the ids 1, 2, ... in this order.
+        images (list[dict]): COCO images.
+        annotations (list[dict]): ``image_id``, ``category_id`` and ``bbox``, maybe ``iscrowd``;
+            they get the ids 1, 2, ... and their box's area.
+        info (dict): what the file says about itself.
+    """
+    content = {
+        "info": info,
+        "images": images,
+        "categories": [{"id": i, "name": name} for i, name in enumerate(classes, 1)],
+        "annotations": [
+            {"id": i, "iscrowd": 0, "area": ann["bbox"][2] * ann["bbox"][3], **ann}
+            for i, ann in enumerate(annotations, 1)
+        ],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def _box_fault(ann, image, test_mode):
+    """What is wrong with an annotation's box, or None."""
+    box = ann["bbox"]
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, [*box, ann["area"]])):
+        return "not finite numbers"
+    x, y, width, height = box
+    if width <= 0 or height <= 0 or (ann["area"] <= 0 and not test_mode):
+        return "no area"
+    if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
+        return f"outside of the image ({image['width']}x{image['height']} pixels)"
+    # CocoDataset would drop these without a word; the metric counts them as the objects they are.
+    if not test_mode and min(width, height) < 1:
+        return "less than one pixel wide or high"
+    return None
+
+
+def _is_finite(value):
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _first(lines, separator="\n  ", limit=5):
+    """The first few of ``lines`` in full and how many more there are, as one string."""
+    more = len(lines) - limit
+    return separator.join(lines[:limit] + ([f"and {more} more"] if more > 0 else []))

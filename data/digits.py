@@ -1,0 +1,200 @@
+"""A detection set made on the spot: warped handwritten digits on textured backgrounds.
+
+The handwriting is scikit-learn's ``load_digits``: 1797 digits of 8x8 pixels. Each one is scaled,
+rotated, sheared and bent as it is drawn, so that a class shows itself in strokes whose places and
+directions vary: what deformable layers are made for.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+from sklearn.datasets import load_digits
+
+from .coco import write_annotations
+from .errors import DataError
+
+CLASSES = tuple("0123456789")
+DESCRIPTION = "warped handwritten digits"
+VERSION = 1  # of the drawing: a set of another version is made anew
+GRID = 8  # pixels a side of load_digits
+VAL_SHARE = 0.2  # of each class's handwriting
+MAX_ROTATION = np.deg2rad(40)  # below the angle where a 6 becomes a 9
+MAX_OVERLAP = 0.05  # of a digit's box by another's
+
+
+def make_digits(root, num_train=1000, num_val=200, size=128, seed=0):
+    """Make a COCO-format dataset of warped digits, unless ``root`` holds that very set already.
+
+    Writes ``root/{train,val}/*.png`` and ``root/annotations/{train,val}.json``; an annotation file
+    is written after its images, so an interrupted set is made again. Train and val share no
+    handwriting. The same arguments give the same bytes (with the same numpy, scipy and Pillow).
+
+    Args:
+        root (str | Path): folder of the set.
+        num_train (int): images to train on.
+        num_val (int): images to evaluate on.
+        size (int): side of the square images in pixels, at least 64. A digit is 3/16 to 9/16 of it
+            high before it is warped.
+        seed (int): not negative.
+
+    Returns:
+        bool: whether the set was made; False if it was there.
+
+    Raises:
+        DataError: an argument is out of range, or ``root`` holds annotations of something else.
+    """
+    limits = {"num_train": (num_train, 1), "num_val": (num_val, 1), "size": (size, 64)}
+    for name, (value, least) in {**limits, "seed": (seed, 0)}.items():
+        if value < least:
+            raise DataError(f"{name} is {value}, expected at least {least}")
+    root = Path(root)
+    info = {
+        "description": DESCRIPTION,
+        "version": VERSION,
+        "num_train": num_train,
+        "num_val": num_val,
+        "size": size,
+        "seed": seed,
+    }
+    files = [root / "annotations" / f"{split}.json" for split in ("train", "val")]
+    if [_read_info(file) for file in files] == [info, info]:
+        return False
+    for file in files:
+        file.unlink(missing_ok=True)
+
+    pools = _split_handwriting(seed)
+    for i, (file, count) in enumerate(zip(files, (num_train, num_val), strict=True)):
+        folder = root / file.stem
+        folder.mkdir(parents=True, exist_ok=True)
+        images, annotations = [], []
+        for image_id in range(1, count + 1):
+            name = f"{image_id:05d}.png"
+            image, boxes, labels = _draw_image(
+                np.random.default_rng([seed, i, image_id]), size, pools[i]
+            )
+            Image.fromarray(image).save(folder / name, compress_level=1)
+            images.append({"id": image_id, "file_name": name, "width": size, "height": size})
+            annotations += [
+                {"image_id": image_id, "category_id": label + 1, "bbox": box}
+                for box, label in zip(boxes, labels, strict=True)
+            ]
+        write_annotations(file, CLASSES, images, annotations, info)
+    return True
+
+
+def _read_info(file):
+    """The info of an annotation file that make_digits wrote, None where there is no file."""
+    if not file.exists():
+        return None
+    try:
+        info = json.loads(file.read_text(encoding="utf-8"))["info"]
+        ours = info["description"] == DESCRIPTION
+    except (ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise DataError(f"{file} is not a set of digits: give another folder, or remove it")
+    return info
+
+
+def _split_handwriting(seed):
+    """Two disjoint pools, for train and val: per class an array [n, 8, 8] of ink in 0..1."""
+    digits = load_digits()
+    rng = np.random.default_rng(seed)
+    train, val = [], []
+    for label in range(len(CLASSES)):
+        ink = rng.permutation(digits.images[digits.target == label] / 16)
+        cut = round(len(ink) * VAL_SHARE)
+        val.append(ink[:cut])
+        train.append(ink[cut:])
+    return train, val
+
+
+def _draw_image(rng, size, pool):
+    """An image with two to four digits.
+
+    Returns:
+        uint8 array [size, size, 3], RGB; boxes, each [x, y, width, height] in pixels; their labels.
+    """
+    image = _background(rng, size)
+    boxes, labels = [], []
+    count = rng.integers(2, 5)
+    # A large digit may leave no room for another one: draw again, and a smaller one will come.
+    while len(boxes) < count:
+        label = int(rng.integers(len(CLASSES)))
+        ink = pool[label][rng.integers(len(pool[label]))]
+        height = size * 3 / 16 * 3 ** rng.random()
+        digit = _draw_digit(rng, ink, height)
+        h, w = digit.shape
+        if max(h, w) > size:
+            continue
+        for _ in range(20):
+            x, y = int(rng.integers(size - w + 1)), int(rng.integers(size - h + 1))
+            if all(_overlap([x, y, w, h], box) <= MAX_OVERLAP for box in boxes):
+                patch = image[y : y + h, x : x + w]
+                patch += digit[..., None] * (_ink_colour(rng, patch, digit) - patch)
+                boxes.append([x, y, w, h])
+                labels.append(label)
+                break
+    image += rng.normal(0, 4, image.shape)  # grain of the sensor, over ink and paper alike
+    return image.clip(0, 255).astype(np.uint8), boxes, labels
+
+
+def _draw_digit(rng, ink, height):
+    """One digit's ink, 0..1 a pixel, warped and cropped to its own pixels."""
+    angle = rng.uniform(-MAX_ROTATION, MAX_ROTATION)
+    shear = rng.uniform(-0.25, 0.25)
+    aspect = np.exp(rng.uniform(-0.2, 0.2))
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    # From the pixels of the image (y, x) back to those of the handwriting, about both centres.
+    to_ink = np.linalg.inv(
+        height / GRID * rotation @ np.array([[1, 0], [shear, 1]]) @ np.diag([1, aspect])
+    )
+    side = int(2.2 * height)
+    where = np.indices((side, side)) - (side - 1) / 2
+    where = np.tensordot(to_ink, where, 1) + _bend(rng, side) + (GRID - 1) / 2
+    value = ndimage.map_coordinates(ink, where, order=3, mode="grid-constant")
+    # The pen's edge: where less than about half of a pixel of the handwriting is covered.
+    least = rng.uniform(0.45, 0.6)
+    digit = ((value - least) * height / GRID / 2 + 0.5).clip(0, 1)
+    rows, columns = (np.flatnonzero((digit > 0.5).any(axis)) for axis in (1, 0))
+    return digit[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _bend(rng, side):
+    """A smooth random displacement [2, side, side] in pixels of the handwriting."""
+    return np.stack([_noise(rng, side, 5) for _ in range(2)]) * 0.4
+
+
+def _background(rng, size):
+    """Paper: a colour, blotches, grain and stripes. float array [size, size, 3], 0..255."""
+    colour = rng.uniform(50, 205)
+    paper = colour + rng.uniform(-25, 25, 3)
+    paper = paper + 14 * np.stack([_noise(rng, size, 4) for _ in range(3)], -1)
+    paper += 8 * _noise(rng, size, 16)[..., None] + 6 * _noise(rng, size, 48)[..., None]
+    angle, period = rng.uniform(0, np.pi), rng.uniform(size / 24, size / 6)
+    y, x = np.indices((size, size))
+    stripes = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period)
+    return paper + rng.uniform(0, 10) * stripes[..., None]
+
+
+def _ink_colour(rng, patch, digit):
+    """A colour [3] that stands out against what it covers: 90 to 140 grey levels off."""
+    paper = patch[digit > 0.5].mean()
+    sign = 1 if paper < 128 else -1
+    return (paper + sign * rng.uniform(90, 140) + rng.uniform(-30, 30, 3)).clip(0, 255)
+
+
+def _noise(rng, side, cells):
+    """Smooth noise [side, side] of unit variance at its ``cells`` x ``cells`` nodes."""
+    nodes = Image.fromarray(rng.normal(size=(cells, cells)).astype(np.float32))
+    return np.asarray(nodes.resize((side, side), Image.Resampling.BICUBIC))
+
+
+def _overlap(a, b):
+    """The larger share that two boxes [x, y, width, height] have of one another."""
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    return max(width, 0) * max(height, 0) / min(a[2] * a[3], b[2] * b[3])

@@ -1,0 +1,330 @@
+import json
+import logging
+import math
+import pickle
+
+import pytest
+import torch
+from mmdet.evaluation import CocoMetric
+from mmdet.registry import DATASETS
+from mmengine.logging import MMLogger
+from PIL import Image
+
+from data.coco import DetectionDataset, write_annotations
+from data.errors import DataError
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """A COCO-format set of two images and three objects, as a dict to spoil."""
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    ann = {"image_id": 1, "iscrowd": 0, "area": 100}
+    return {
+        "images": [
+            {"id": 1, "file_name": "a.png", "width": 40, "height": 30},
+            {"id": 2, "file_name": "b.png", "width": 40, "height": 30},
+        ],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}],
+        "annotations": [
+            {"id": 1, "category_id": 3, "bbox": [0, 0, 10, 10], **ann},
+            {"id": 2, "category_id": 7, "bbox": [5, 5, 10, 10], **ann},
+            {"id": 3, "category_id": 7, "bbox": [30, 20, 10, 10], **ann},
+        ],
+    }
+
+
+@pytest.fixture
+def warnings(request):
+    """The messages that mmengine's current logger receives."""
+    messages = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = MMLogger.get_instance(request.node.name)
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
+
+
+def open_dataset(folder, content, classes=("cat", "dog"), **settings):
+    path = folder / "annotations.json"
+    if content is not None:
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return DetectionDataset(
+        ann_file=path.name,
+        data_root=str(folder),
+        data_prefix={"img": ""},
+        metainfo={"classes": classes},
+        **settings,
+    )
+
+
+def refusal(folder, content, **settings):
+    with pytest.raises(DataError) as error:
+        open_dataset(folder, content, **settings)
+    return str(error.value)
+
+
+def bboxes(dataset, i=0):
+    return [instance["bbox"] for instance in dataset.get_data_info(i)["instances"]]
+
+
+def test_good_set(coco, tmp_path, warnings):
+    dataset = open_dataset(tmp_path, coco)
+    assert DATASETS.get("DetectionDataset") is DetectionDataset
+    assert len(dataset) == 2
+    assert bboxes(dataset) == [[0, 0, 10, 10], [5, 5, 15, 15], [30, 20, 40, 30]]
+    labels = [instance["bbox_label"] for instance in dataset.get_data_info(0)["instances"]]
+    assert labels == [0, 1, 1]
+    assert warnings == []
+    assert len(pickle.loads(pickle.dumps(dataset))) == 2  # as a spawned DataLoader worker gets it
+
+
+def test_data_error_survives_a_worker():
+    assert str(DataError("file a is bad")) == "file a is bad"
+    assert str(pickle.loads(pickle.dumps(DataError("file a is bad")))) == "file a is bad"
+
+
+def test_missing_file(tmp_path):
+    message = refusal(tmp_path, None)
+    assert str(tmp_path / "annotations.json") in message
+    assert "No such file" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("", "is empty"),
+        (" \n", "is empty"),
+        ('{"images": [', "is broken JSON"),
+        ("[]", "not in COCO format: it holds a list"),
+        ("{}", "not in COCO format: it has no list 'images'"),
+    ],
+)
+@pytest.mark.parametrize("test_mode", [False, True])
+def test_no_coco_file(tmp_path, content, part, test_mode):
+    message = refusal(tmp_path, content, test_mode=test_mode)
+    assert str(tmp_path / "annotations.json") in message
+    assert part in message
+
+
+def test_no_text(tmp_path):
+    (tmp_path / "annotations.json").write_bytes(b"\xff\xd8\xff\xe0")
+    assert "annotations.json is not text in UTF-8" in refusal(tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "field"),
+    [
+        ("images", "file_name"),
+        ("images", "width"),
+        ("categories", "name"),
+        ("annotations", "id"),
+        ("annotations", "bbox"),
+        ("annotations", "area"),
+        ("annotations", "iscrowd"),
+    ],
+)
+def test_missing_field(coco, tmp_path, key, field):
+    del coco[key][1][field]
+    assert f"annotations.json is not in COCO format: {key}[1] has no '{field}'" in refusal(
+        tmp_path, coco
+    )
+
+
+def test_field_of_another_type(coco, tmp_path):
+    coco["images"][0]["id"] = "one"
+    assert "images[0] has the id 'one', which is a str" in refusal(tmp_path, coco)
+
+
+def test_missing_annotations(coco, tmp_path):
+    del coco["annotations"]
+    assert "no list 'annotations'" in refusal(tmp_path, coco)
+    assert len(open_dataset(tmp_path, coco, test_mode=True)) == 2  # as COCO's own test files
+
+
+@pytest.mark.parametrize("key", ["images", "categories", "annotations"])
+def test_repeated_id(coco, tmp_path, key):
+    coco[key][1]["id"] = coco[key][0]["id"]
+    message = refusal(tmp_path, coco)
+    assert f"annotations.json has ids more than once in '{key}': {coco[key][0]['id']}" in message
+
+
+@pytest.mark.parametrize("key", ["image_id", "category_id"])
+def test_unknown_reference(coco, tmp_path, key):
+    coco["annotations"][1][key] = 99
+    message = refusal(tmp_path, coco)
+    assert "annotations.json" in message
+    assert f"annotation 2 ({key} 99)" in message
+
+
+def test_classes_that_do_not_match(coco, tmp_path):
+    message = refusal(tmp_path, coco, classes=("Cat", "dog"))
+    assert str(tmp_path / "annotations.json") in message
+    assert "only in the config: Cat\n" in message
+    assert "only in the file: cat\n" in message
+    assert "metainfo=dict(classes=('cat', 'dog'))" in message
+
+
+def test_classes_in_another_order(coco, tmp_path):
+    assert "in the order of the file" in refusal(tmp_path, coco, classes=("dog", "cat"))
+
+
+def test_two_categories_of_one_name(coco, tmp_path):
+    coco["categories"][1]["name"] = "cat"
+    assert "do not match" in refusal(tmp_path, coco, classes=("cat",))
+
+
+def test_some_of_the_classes(coco, tmp_path, warnings):
+    dataset = open_dataset(tmp_path, coco, classes=("dog",))
+    assert bboxes(dataset) == [[5, 5, 15, 15], [30, 20, 40, 30]]
+    assert "annotations.json: left out, because the config's classes" in warnings[0]
+    assert warnings[0].endswith("name them: cat")
+
+
+def test_images_that_cannot_be_read(coco, tmp_path):
+    (tmp_path / "b.png").write_bytes(b"")
+    coco["images"] += [
+        {"id": i, "file_name": f"{i}.png", "width": 40, "height": 30} for i in range(3, 9)
+    ]
+    message = refusal(tmp_path, coco)
+    assert f"7 of the 8 images in {tmp_path / 'annotations.json'} cannot be read" in message
+    assert f"{tmp_path / 'b.png'}: zero bytes" in message
+    assert f"{tmp_path / '3.png'}: No such file" in message
+    assert "and 2 more" in message
+    assert "8.png" not in message
+
+
+BAD_BOXES = [
+    ([5, 5, 0, 10], "no area"),
+    ([5, 5, 10, -1], "no area"),
+    ([40, 5, 10, 10], "outside of the image (40x30 pixels)"),
+    ([5, -10, 10, 10], "outside of the image"),
+    ([5, math.nan, 10, 10], "not finite numbers"),
+    ([5, 5, math.inf, 10], "not finite numbers"),
+    ([5, 5, 10], "not finite numbers"),
+    (["5", 5, 10, 10], "not finite numbers"),
+    (None, "not finite numbers"),
+]
+
+
+@pytest.mark.parametrize(("bbox", "fault"), BAD_BOXES)
+def test_bad_box(coco, tmp_path, warnings, bbox, fault):
+    coco["annotations"][1]["bbox"] = bbox
+    dataset = open_dataset(tmp_path, coco)
+    assert bboxes(dataset) == [[0, 0, 10, 10], [30, 20, 40, 30]]
+    assert f"{tmp_path / 'annotations.json'}: dropped 1 bad boxes" in warnings[0]
+    assert "annotation 2, image a.png" in warnings[0]
+    assert fault in warnings[0]
+
+    message = refusal(tmp_path, coco, test_mode=True)
+    assert str(tmp_path / "annotations.json") in message
+    assert "annotation 2, image a.png" in message
+    assert fault in message
+
+
+@pytest.mark.parametrize("area", [math.nan, None, "large"])
+def test_bad_area(coco, tmp_path, warnings, area):
+    coco["annotations"][1]["area"] = area
+    assert len(bboxes(open_dataset(tmp_path, coco))) == 2
+    assert "annotation 2" in warnings[0]
+    assert "not finite numbers" in refusal(tmp_path, coco, test_mode=True)
+
+
+def test_box_below_a_pixel(coco, tmp_path, warnings):
+    coco["annotations"][1]["bbox"] = [0.1, 0.2, 0.5, 0.5]
+    assert len(bboxes(open_dataset(tmp_path, coco))) == 2
+    assert "less than one pixel" in warnings[0]
+    open_dataset(tmp_path, coco, test_mode=True)
+
+
+def test_many_bad_boxes(coco, tmp_path, warnings):
+    bad = [{**coco["annotations"][0], "id": i, "bbox": [0, 0, 0, 0]} for i in range(10, 22)]
+    coco["annotations"] += bad
+    assert len(bboxes(open_dataset(tmp_path, coco))) == 3
+    assert "dropped 12 bad boxes" in warnings[0]
+    assert "annotation 14," in warnings[0]
+    assert "annotation 15," not in warnings[0]
+    assert warnings[0].endswith("and 7 more")
+
+
+def test_metric_misreads_what_evaluation_refuses(coco, tmp_path, warnings):
+    # Why bad boxes and the id 0 are not let through: perfect detections score below 1.
+    def average_precision(annotations):
+        path = tmp_path / "metric.json"
+        path.write_text(json.dumps({**coco, "info": {}, "annotations": annotations}))
+        metric = CocoMetric(ann_file=str(path))
+        metric.dataset_meta = {"classes": ("cat", "dog")}
+        good = [ann for ann in coco["annotations"] if ann["image_id"] == 1]
+        pred = {
+            "bboxes": [[x, y, x + w, y + h] for x, y, w, h in (ann["bbox"] for ann in good)],
+            "scores": [0.9] * len(good),
+            "labels": [0, 1, 1],
+        }
+        pred = {key: torch.tensor(value) for key, value in pred.items()}
+        samples = [
+            {"img_id": 1, "ori_shape": (30, 40), "pred_instances": pred},
+            {
+                "img_id": 2,
+                "ori_shape": (30, 40),
+                "pred_instances": {key: value[:0] for key, value in pred.items()},
+            },
+        ]
+        metric.process({}, samples)
+        return metric.evaluate(2)["coco/bbox_mAP"]
+
+    good = coco["annotations"]
+    nan = {**good[0], "id": 9, "bbox": [math.nan] * 4}
+    assert average_precision(good) == 1
+    assert average_precision([*good, nan]) < 1
+    assert average_precision([{**good[0], "id": 0}, *good[1:]]) < 1
+
+    coco["annotations"][0]["id"] = 0
+    open_dataset(tmp_path, coco, test_mode=True)
+    assert "annotation id 0" in warnings[-1]
+
+
+def test_image_without_object(coco, tmp_path):
+    train = open_dataset(tmp_path, coco, filter_cfg={"filter_empty_gt": True})
+    assert [train.get_data_info(i)["img_id"] for i in range(len(train))] == [1]
+    assert len(open_dataset(tmp_path, coco, test_mode=True)) == 2
+
+
+def test_set_without_object(coco, tmp_path):
+    coco["annotations"] = []
+    message = refusal(tmp_path, coco)
+    assert f"{tmp_path / 'annotations.json'}: no object to train on" in message
+    assert len(open_dataset(tmp_path, coco, test_mode=True)) == 2
+
+
+def test_set_of_crowds_only(coco, tmp_path):
+    for ann in coco["annotations"]:
+        ann["iscrowd"] = 1
+    assert "no object to train on" in refusal(tmp_path, coco)
+
+
+def test_filter_that_leaves_nothing(coco, tmp_path):
+    assert "no object to train on in 0 images" in refusal(
+        tmp_path, coco, filter_cfg={"min_size": 32}
+    )
+
+
+def test_write_annotations_is_read_back(coco, tmp_path, warnings):
+    path = tmp_path / "new" / "annotations.json"
+    boxes = [{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "iscrowd": i} for i in (0, 1)]
+    write_annotations(path, ["cat", "dog"], coco["images"], boxes, {"description": "test"})
+    dataset = open_dataset(tmp_path, path.read_text())
+    flags = [instance["ignore_flag"] for instance in dataset.get_data_info(0)["instances"]]
+    assert flags == [0, 1]
+    assert bboxes(dataset) == [[1, 2, 4, 6]] * 2
+    assert json.loads(path.read_text())["annotations"][1]["area"] == 12
+    assert [file.name for file in path.parent.iterdir()] == ["annotations.json"]
+
+
+def test_write_annotations_keeps_the_old_file_on_failure(coco, tmp_path):
+    path = tmp_path / "annotations.json"
+    path.write_text("old")
+    bad = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, math.nan, 1]}]
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_annotations(path, ["cat"], coco["images"], bad, {})
+    assert path.read_text() == "old"
