@@ -1,0 +1,3 @@
+from .deform_resnet import DeformResNet, DeformResNeXt
+
+__all__ = ["DeformResNeXt", "DeformResNet"]

@@ -1,0 +1,101 @@
+"""ResNet and ResNeXt with deformable 3×3 convolutions (arXiv 1811.11168, section 3.1)."""
+
+from mmdet.models.backbones import ResNet, ResNeXt
+from mmdet.registry import MODELS
+from torch import nn
+
+from dcn import DeformConv2d
+
+
+class _Deform:
+    """Makes some of the residual blocks' 3×3 convolutions deformable.
+
+    Args:
+        deform: None for the regular network, or a dict of
+
+            - `layers` (int): the last so many 3×3 convolutions, counted from the output; or
+            - `stages` (sequence of bool, one a stage): all of those stages;
+            - `modulated` (bool): DCNv2 (True, the default) or DCNv1;
+            - `deform_groups` (int): groups of channels with offsets of their own. Default 1.
+
+            In ResNet-50, conv3–conv5 have 13 of them: 3 layers are conv5, 9 are conv4–conv5, and
+            the paper's 12 leave out the first of conv3. In ResNet-18 conv3–conv5 are 12.
+
+    All other arguments are those of mmdet's class. Every deformable convolution takes its stride,
+    dilation, groups and weight from the regular one in its place, so weights of the regular network
+    load into it by the same names.
+
+    Raises:
+        ValueError: `deform` has other keys, neither or both of `layers` and `stages`, more layers
+            than there are, or deform_groups that do not divide a layer's channels.
+    """
+
+    def __init__(self, *args, deform: dict | None = None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if deform is not None:
+            self._make_deformable(**_checked(deform, self.num_stages))
+            self._freeze_stages()  # once more, for the layers that have just been put in
+
+    def _make_deformable(self, layers, stages, modulated, deform_groups) -> None:
+        convs = [
+            (stage, block, name)
+            for stage, layer in enumerate(self.res_layers)
+            for block in getattr(self, layer)
+            for name in ("conv1", "conv2")
+            if getattr(block, name).kernel_size == (3, 3)
+        ]
+        if stages is not None:
+            chosen = [(block, name) for stage, block, name in convs if stages[stage]]
+        else:
+            if layers > len(convs):
+                raise ValueError(
+                    f"deform: layers={layers}, but this backbone has {len(convs)} 3×3 convolutions"
+                )
+            chosen = [(block, name) for _, block, name in convs[len(convs) - layers :]]
+        for block, name in chosen:
+            setattr(block, name, _deformed(getattr(block, name), modulated, deform_groups))
+
+
+@MODELS.register_module()
+class DeformResNet(_Deform, ResNet):
+    __doc__ = _Deform.__doc__
+
+
+@MODELS.register_module()
+class DeformResNeXt(_Deform, ResNeXt):
+    __doc__ = _Deform.__doc__
+
+
+def _checked(deform: dict, num_stages: int) -> dict:
+    settings = dict(layers=None, stages=None, modulated=True, deform_groups=1)
+    unknown = sorted(set(deform) - set(settings))
+    if unknown:
+        raise ValueError(f"deform: unknown keys {unknown}, expected some of {sorted(settings)}")
+    settings.update(deform)
+    layers, stages = settings["layers"], settings["stages"]
+    if (layers is None) == (stages is None):
+        raise ValueError("deform: give either layers or stages")
+    if layers is not None and layers < 0:
+        raise ValueError(f"deform: layers must be at least 0, got {layers}")
+    if stages is not None and len(stages) != num_stages:
+        raise ValueError(f"deform: expected {num_stages} stages, got {stages}")
+    return settings
+
+
+def _deformed(conv: nn.Conv2d, modulated: bool, deform_groups: int) -> DeformConv2d:
+    if type(conv) is not nn.Conv2d:
+        raise ValueError(f"deform: cannot replace a {type(conv).__name__}, only a Conv2d")
+    deformed = DeformConv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
+        deform_groups,
+        conv.bias is not None,
+        modulated,
+    )
+    deformed.load_state_dict(conv.state_dict(), strict=False)
+    return deformed
