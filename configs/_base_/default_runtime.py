@@ -1,0 +1,8 @@
+_base_ = "mmdet::_base_/default_runtime.py"
+
+custom_imports = dict(imports=["data", "models"])
+
+randomness = dict(seed=0)
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))
+vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
+visualizer = dict(vis_backends=vis_backends)

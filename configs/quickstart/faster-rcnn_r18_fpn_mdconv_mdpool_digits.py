@@ -1,0 +1,20 @@
+_base_ = [
+    "../_base_/models/faster-rcnn_r18_fpn.py",
+    "../_base_/datasets/digits.py",
+    "../_base_/schedules/schedule_6e_adamw.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    # From scratch: every layer trains, and so do the normalisation statistics.
+    backbone=dict(frozen_stages=-1, norm_eval=False, init_cfg=None, deform=dict(layers=12)),
+    roi_head=dict(
+        bbox_roi_extractor=dict(pool="mdpool", sampling_ratio=2, deform=dict(fc_channels=256)),
+        bbox_head=dict(num_classes=10),
+    ),
+    train_cfg=dict(
+        rpn_proposal=dict(nms_pre=1000, max_per_img=500),
+        rcnn=dict(sampler=dict(num=64)),
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=300)),
+)
