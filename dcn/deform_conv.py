@@ -53,7 +53,14 @@ def deform_conv2d(
         pair("padding", padding, 0),
         pair("dilation", dilation, 1),
     )
-    check_tensors(input=(input, 4), offset=(offset, 4), weight=(weight, 4), bias=(bias, 1), mask=(mask, 4))
+    check_tensors(
+        optional=("bias", "mask"),
+        input=(input, 4),
+        offset=(offset, 4),
+        weight=(weight, 4),
+        bias=(bias, 1),
+        mask=(mask, 4),
+    )
     n, c_in, h, w = input.shape
     c_out, group_in, kh, kw = weight.shape
     if 0 in weight.shape:
@@ -75,7 +82,8 @@ def deform_conv2d(
     deform_groups = offset.shape[1] // (2 * kh * kw)
     if deform_groups == 0 or c_in % deform_groups:
         raise ValueError(
-            f"offset: expected 2·G·{kh * kw} channels with G a divisor of {c_in}, got {offset.shape[1]}"
+            f"offset: expected 2·G·{kh * kw} channels with G a divisor of {c_in}, "
+            f"got {offset.shape[1]}"
         )
     check_shape("offset", offset, (n, 2 * deform_groups * kh * kw, *out))
     if mask is not None:
@@ -94,8 +102,7 @@ class DeformConv2d(nn.Conv2d):
     trains it at a tenth of the learning rate.
 
     Parameters are named as in mmcv's packs (`weight`, `bias`, `conv_offset.weight`,
-    `conv_offset.bias`), so mmdetection's DCN and DCNv2 checkpoints load unchanged, those with the
-    older `<name>_offset` keys too.
+    `conv_offset.bias`), so mmdetection's DCN and DCNv2 checkpoints load unchanged.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
@@ -126,7 +133,9 @@ class DeformConv2d(nn.Conv2d):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
         )
         if deform_groups < 1 or in_channels % deform_groups:
-            raise ValueError(f"deform_groups: expected a divisor of {in_channels}, got {deform_groups}")
+            raise ValueError(
+                f"deform_groups: expected a divisor of {in_channels}, got {deform_groups}"
+            )
         self.deform_groups = deform_groups
         self.modulated = modulated
         points = self.kernel_size[0] * self.kernel_size[1]
@@ -157,15 +166,10 @@ class DeformConv2d(nn.Conv2d):
         )
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, deform_groups={self.deform_groups}, modulated={self.modulated}"
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        # mmdetection 1.x kept the offset convolution beside this one: conv2_offset.weight.
-        for name in ("weight", "bias"):
-            old = f"{prefix[:-1]}_offset.{name}"
-            if old in state_dict:
-                state_dict[f"{prefix}conv_offset.{name}"] = state_dict.pop(old)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        return (
+            f"{super().extra_repr()}, deform_groups={self.deform_groups}, "
+            f"modulated={self.modulated}"
+        )
 
 
 def _fake(input, offset, weight, bias, mask, stride, padding, dilation):
@@ -203,7 +207,8 @@ def _backward(ctx, grad):
 _GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation"
 define(
     "deform_conv2d",
-    f"(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, {_GEOMETRY}) -> Tensor",
+    f"(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, {_GEOMETRY})"
+    " -> Tensor",
     reference.forward,
     _fake,
     backward=_backward,

@@ -1,11 +1,12 @@
 """Deformable RoI pooling, plain (DCNv1) and modulated (DCNv2)."""
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from .library import check_shape, check_tensors, define, pair
+from .library import check_shape, check_tensors, define, is_autocast_enabled, pair
 from .reference import deform_roi_pool as reference
 
 
@@ -37,8 +38,8 @@ def deform_roi_pool(
         offset: [K, 2, ph, pw] in (x, y) order; Δp = gamma · offset · (RoI width, RoI height).
         mask: [K, 1, ph, pw], the modulation Δm.
         spatial_scale: size of the feature map over that of the image, 1 / stride.
-        sampling_ratio: samples a side of a bin; 0 takes ceil(bin size in pixels of the map), at
-            most the map's own size.
+        sampling_ratio: samples a side of a bin; 0 takes ceil(bin size in pixels of the map), and
+            none, so zero, for a bin over twice the map's size.
         gamma: scale of the offsets.
 
     Returns:
@@ -55,12 +56,10 @@ def deform_roi_pool(
         torch.Size([1, 8, 7, 7])
     """
     output_size = pair("output_size", output_size, 1)
-    check_tensors(input=(input, 4), offset=(offset, 4), mask=(mask, 4))
+    check_tensors(optional=("offset", "mask"), input=(input, 4), offset=(offset, 4), mask=(mask, 4))
     # Coordinates may keep a precision of their own.
     check_tensors(rois=(rois, 2))
-    if rois.dtype not in (input.dtype, torch.float32) and not torch.is_autocast_enabled(
-        input.device.type
-    ):
+    if rois.dtype not in (input.dtype, torch.float32) and not is_autocast_enabled(input):
         raise TypeError(f"rois: is {rois.dtype}, expected {input.dtype} (the input's) or float32")
     if rois.device != input.device:
         raise ValueError(f"rois: is on {rois.device}, input on {input.device}")
@@ -72,8 +71,10 @@ def deform_roi_pool(
         check_shape("offset", offset, (count, 2, *output_size))
     if mask is not None:
         check_shape("mask", mask, (count, 1, *output_size))
-    if not (spatial_scale > 0 and math.isfinite(spatial_scale)):
+    if not 0 < spatial_scale < math.inf:
         raise ValueError(f"spatial_scale: expected a positive number, got {spatial_scale}")
+    if not isinstance(sampling_ratio, int):
+        raise TypeError(f"sampling_ratio: expected an int, got {sampling_ratio!r}")
     if sampling_ratio < 0:
         raise ValueError(f"sampling_ratio: expected at least 0, got {sampling_ratio}")
     return torch.ops.dcn.deform_roi_pool(
@@ -156,7 +157,7 @@ class DeformRoIPool(nn.Module):
 
 def _mlp(*channels: int) -> nn.Sequential:
     """Linear layers with ReLU between; the last one starts at zero."""
-    layers = [nn.Linear(c_in, c_out) for c_in, c_out in zip(channels, channels[1:], strict=False)]
+    layers = [nn.Linear(c_in, c_out) for c_in, c_out in pairwise(channels)]
     for layer in layers:
         nn.init.normal_(layer.weight, std=0.01)
         nn.init.zeros_(layer.bias)

@@ -29,15 +29,24 @@ def define(
     torch.library.register_fake(qualname)(fake)
     if backward is None:
         torch.library.register_autograd(qualname, _no_double_backward)
-        return
-    torch.library.register_autograd(qualname, backward, setup_context=setup_context)
+    else:
+        torch.library.register_autograd(qualname, backward, setup_context=setup_context)
     overload = getattr(torch.ops.dcn, name).default
-    exempt = [argument.name in autocast_exempt for argument in overload._schema.arguments]
+    # A backward operator takes what the forward one saw, but what it calls must not be cast either.
+    exempt = [
+        backward is None or argument.name in autocast_exempt
+        for argument in overload._schema.arguments
+    ]
     for device_type, key in _AUTOCAST_KEYS.items():
         torch.library.impl(qualname, key)(_autocast(overload, device_type, exempt))
 
 
-_AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA", "xpu": "AutocastXPU", "mps": "AutocastMPS"}
+_AUTOCAST_KEYS = {
+    "cpu": "AutocastCPU",
+    "cuda": "AutocastCUDA",
+    "xpu": "AutocastXPU",
+    "mps": "AutocastMPS",
+}
 
 
 def _autocast(overload: Callable, device_type: str, exempt: list[bool]) -> Callable:
@@ -61,7 +70,7 @@ def _no_double_backward(ctx, *grads):
 
 def pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
     """An int or a pair of ints as a pair; raises where it is neither, or below `least`."""
-    values = (value, value) if isinstance(value, int) else tuple(value)
+    values = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(values) != 2 or not all(isinstance(v, int) for v in values):
         raise TypeError(f"{name}: expected an int or two, got {value!r}")
     if min(values) < least:
@@ -69,8 +78,10 @@ def pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]
     return values
 
 
-def check_tensors(**tensors: tuple[Tensor | None, int]) -> None:
-    """Check name=(tensor or None, number of dimensions) against the first one's dtype and device.
+def check_tensors(optional: tuple[str, ...] = (), **tensors: tuple[Tensor | None, int]) -> None:
+    """Check name=(tensor, number of dimensions) against the first one's dtype and device.
+
+    Those named in `optional` may be None.
 
     Raises:
         TypeError: no tensor, or a dtype that is not supported or not the first one's.
@@ -78,7 +89,7 @@ def check_tensors(**tensors: tuple[Tensor | None, int]) -> None:
     """
     first_name, (first, _) = next(iter(tensors.items()))
     for name, (tensor, dims) in tensors.items():
-        if tensor is None and name != first_name:
+        if tensor is None and name in optional:
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
@@ -88,8 +99,14 @@ def check_tensors(**tensors: tuple[Tensor | None, int]) -> None:
             raise ValueError(f"{name}: is on {tensor.device}, {first_name} on {first.device}")
         if tensor.dtype not in DTYPES:
             raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}")
-        if tensor.dtype != first.dtype and not torch.is_autocast_enabled(first.device.type):
+        if tensor.dtype != first.dtype and not is_autocast_enabled(first):
             raise TypeError(f"{name}: is {tensor.dtype}, {first_name} is {first.dtype}")
+
+
+def is_autocast_enabled(tensor: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device; False where the device knows no autocast."""
+    device_type = tensor.device.type
+    return device_type in _AUTOCAST_KEYS and torch.is_autocast_enabled(device_type)
 
 
 def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:

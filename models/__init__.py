@@ -1,4 +1,4 @@
-"""Detector parts, registered with mmdet: importing this package makes their names known to configs."""
+"""Detector parts, registered with mmdet: importing it makes their names known."""
 
 from . import backbones, engine, roi_heads
 

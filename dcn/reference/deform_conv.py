@@ -39,7 +39,7 @@ def forward(
     _, _, modulation, bags = _bags(input, offset, weight, mask, stride, padding, dilation)
     columns = sum_bags(to_rows(input, modulation.shape[-1], dtype), bags)
     columns, matrix = _gemm_operands(columns, weight.to(dtype), input.shape[1])
-    out = torch.bmm(columns, matrix).transpose(0, 1).reshape(n, out_h, out_w, -1)
+    out = torch.bmm(columns, matrix).transpose(0, 1).reshape(n, out_h, out_w, weight.shape[0])
     if bias is not None:
         out = out + bias.to(dtype)
     out = out.permute(0, 3, 1, 2).to(input.dtype)
@@ -120,14 +120,14 @@ def _bags(
 
     grid_y = grid(out_h, kh, 0)[:, None, :, None].expand(out_h, out_w, kh, kw)
     grid_x = grid(out_w, kw, 1)[None, :, None, :].expand(out_h, out_w, kh, kw)
-    delta = offset.view(n, deform_groups, points, 2, positions).to(dtype).permute(3, 0, 4, 2, 1)
+    delta = offset.reshape(n, deform_groups, points, 2, positions).to(dtype).permute(3, 0, 4, 2, 1)
     y = zero_padded_axis(grid_y.reshape(positions, points, 1) + delta[0], h)
     x = zero_padded_axis(grid_x.reshape(positions, points, 1) + delta[1], w)
 
     if mask is None:
         modulation = delta.new_ones(()).expand(delta.shape[1:])
     else:
-        modulation = mask.view(n, deform_groups, points, positions).to(dtype).permute(0, 3, 2, 1)
+        modulation = mask.reshape(n, deform_groups, points, positions).to(dtype).permute(0, 3, 2, 1)
 
     image = torch.arange(n, device=device).view(n, 1, 1, 1, 1) * (h * w)
     group = torch.arange(deform_groups, device=device).view(deform_groups, 1)

@@ -57,7 +57,7 @@ def backward(
     rows = to_rows(input, 1, compute_dtype(input))
     grad_out = grad.permute(0, 2, 3, 1).to(rows.dtype).reshape(-1, input.shape[1])
     grad_rows = sum_bags_backward_table(grad_out, pooling.bags, rows.shape[0])
-    grad_offset = grad_mask = grad.new_empty(0)
+    grad_offset, grad_mask = grad.new_empty(0), grad.new_empty(0)
     if offset is not None or mask is not None:
         dot = sum_bags_backward_weight(grad_out, rows, pooling.bags).view(-1, 4)
         if offset is not None:
@@ -95,13 +95,14 @@ class _Pooling:
         grid_h = _samples_per_bin(bin_h, sampling_ratio, h)
         grid_w = _samples_per_bin(bin_w, sampling_ratio, w)
         samples = (grid_h * grid_w).repeat_interleave(num_bins)  # [K·bins]
+        self.samples = samples
         self.bin = torch.repeat_interleave(samples)  # [T]
         within = torch.arange(self.bin.numel(), device=input.device)
         within = within - (samples.cumsum(0) - samples)[self.bin]
         roi = self.bin // num_bins
         bin_y, bin_x = self.bin % num_bins // pooled_w, self.bin % pooled_w
-        step_y = bin_y + (within // grid_w[roi] + 0.5) / grid_h[roi]
-        step_x = bin_x + (within % grid_w[roi] + 0.5) / grid_w[roi]
+        step_y = bin_y + ((within // grid_w[roi]).to(dtype) + 0.5) / grid_h[roi]
+        step_x = bin_x + ((within % grid_w[roi]).to(dtype) + 0.5) / grid_w[roi]
         y, x = y1[roi] + step_y * bin_h[roi], x1[roi] + step_x * bin_w[roi]
         if offset is not None:
             delta = offset.to(dtype) * self.shift[:, :, None, None]
@@ -136,8 +137,8 @@ class _Pooling:
 
     def _sum_bins(self, value: Tensor) -> Tensor:
         """[T] -> [K, ph, pw]."""
-        num_bins = self.shape[0] * self.shape[1] * self.shape[2]
-        return value.new_zeros(num_bins).index_add_(0, self.bin, value).view(self.shape)
+        total = torch.segment_reduce(value, "sum", lengths=self.samples, initial=0, unsafe=True)
+        return total.view(self.shape)
 
 
 def _image_index(rois: Tensor, num_images: int) -> Tensor:
@@ -155,9 +156,9 @@ def _image_index(rois: Tensor, num_images: int) -> Tensor:
 def _samples_per_bin(bin_size: Tensor, sampling_ratio: int, size: int) -> Tensor:
     """Samples a side of a bin, for every RoI: int64 [K].
 
-    An adaptive count (sampling_ratio 0) stops at the map's own size, where more samples of a bin
-    can only lie between its pixels, so that an absurd RoI does not exhaust the memory.
+    Adaptively (sampling_ratio 0), a bin over twice the map's size gets none and reads zero, so that
+    an absurd RoI does not exhaust the memory.
     """
     if sampling_ratio > 0:
         return torch.full_like(bin_size, sampling_ratio, dtype=torch.long)
-    return bin_size.ceil().nan_to_num(0, size, 0).clamp(0, size).long()
+    return torch.where(bin_size <= 2 * size, bin_size, 0).ceil().clamp(min=0).long()

@@ -1,4 +1,4 @@
-"""RoI features by RoIAlign or (modulated) deformable RoI pooling (arXiv 1811.11168, section 3.2)."""
+"""RoI features by RoIAlign or deformable RoI pooling (arXiv 1811.11168, section 3.2)."""
 
 import torch
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor

@@ -82,7 +82,8 @@ def test_no_rois_keeps_everything_in_the_graph(pool):
     assert out.shape == (0, 6, 7, 7)
     out.sum().backward()
     for tensor in (*feats, *extractor.parameters()):
-        assert tensor.grad is not None and tensor.grad.abs().sum() == 0
+        assert tensor.grad is not None
+        assert tensor.grad.abs().sum() == 0
 
 
 def test_coordinates_keep_their_precision_in_16_bits():
