@@ -1,3 +1,4 @@
+# The whole of DCNv2, sized to train from scratch in minutes on two cores.
 _base_ = [
     "../_base_/models/faster-rcnn_r18_fpn.py",
     "../_base_/datasets/digits.py",
@@ -7,14 +8,33 @@ _base_ = [
 
 model = dict(
     # From scratch: every layer trains, and so do the normalisation statistics.
-    backbone=dict(frozen_stages=-1, norm_eval=False, init_cfg=None, deform=dict(layers=12)),
+    backbone=dict(
+        base_channels=32,
+        deform=dict(layers=12),
+        frozen_stages=-1,
+        norm_eval=False,
+        init_cfg=None,
+    ),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=128),
+    rpn_head=dict(
+        in_channels=128,
+        feat_channels=128,
+        anchor_generator=dict(scales=[6]),
+    ),
     roi_head=dict(
-        bbox_roi_extractor=dict(pool="mdpool", sampling_ratio=2, deform=dict(fc_channels=256)),
-        bbox_head=dict(num_classes=10),
+        bbox_roi_extractor=dict(
+            pool="mdpool",
+            out_channels=128,
+            sampling_ratio=2,
+            finest_scale=24,
+            deform=dict(fc_channels=256),
+        ),
+        bbox_head=dict(in_channels=128, fc_out_channels=512, num_classes=10),
     ),
     train_cfg=dict(
-        rpn_proposal=dict(nms_pre=1000, max_per_img=500),
+        rpn_proposal=dict(nms_pre=500, max_per_img=200),
         rcnn=dict(sampler=dict(num=64)),
     ),
-    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=300)),
+    test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100)),
 )
+default_hooks = dict(logger=dict(interval=25), visualization=dict(interval=1))
