@@ -1,0 +1,20 @@
+"""Training-time pieces on top of mmengine. Importing it makes checkpoint loading safe."""
+
+from .checkpoint import find_resumable, load_weights
+from .errors import CheckpointError, EngineError, NonFiniteError
+from .hooks import CheckpointHook, EpochSeedHook, NonFiniteHook
+from .optim import BFloat16OptimWrapper
+from .runner import Runner
+
+__all__ = [
+    "BFloat16OptimWrapper",
+    "CheckpointError",
+    "CheckpointHook",
+    "EngineError",
+    "EpochSeedHook",
+    "NonFiniteError",
+    "NonFiniteHook",
+    "Runner",
+    "find_resumable",
+    "load_weights",
+]

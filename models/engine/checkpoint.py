@@ -1,0 +1,245 @@
+"""Reading checkpoints without executing them, and finding the one to resume from.
+
+Importing this module replaces every loader of mmengine's ``CheckpointLoader``, so that
+``load_from``, ``--resume``, ``init_cfg=dict(type='Pretrained', ...)`` and
+``mmengine.runner.load_checkpoint`` all go through it. mmengine's own loaders retry with
+``weights_only=False`` when the safe load fails.
+"""
+
+import copy
+import os
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.dist import barrier, get_rank
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.runner import (
+    CheckpointLoader,
+    get_deprecated_model_names,
+    get_external_models,
+    get_mmcls_models,
+    get_torchvision_models,
+    load_state_dict,
+)
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+
+from .errors import CheckpointError
+
+RESUME_KEYS = ("meta", "state_dict", "message_hub", "optimizer")
+
+
+def _statistics_method(owner, name):
+    """What ``getattr`` means in a checkpoint: a HistoryBuffer pickles its methods by that name.
+
+    The real ``getattr`` would let a file reach any attribute of any allowed object.
+
+    Raises:
+        pickle.UnpicklingError: anything else is asked for.
+    """
+    if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
+        raise pickle.UnpicklingError(f"Unsupported global: GLOBAL getattr({owner}, {name!r})")
+    return getattr(owner, name)
+
+
+# What mmengine writes beside tensors: its message hub (HistoryBuffer) and numpy scalars, which
+# numpy 1 and 2 pickle under different names.
+SAFE_GLOBALS = [
+    HistoryBuffer,
+    (_statistics_method, "builtins.getattr"),
+    np.ndarray,
+    np.dtype,
+    *{type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]},
+    *(
+        (function, f"numpy.{core}.multiarray.{function.__name__}")
+        for function in (np._core.multiarray._reconstruct, np._core.multiarray.scalar)
+        for core in ("core", "_core")
+    ),
+]
+
+
+def _read(source, load):
+    """Call ``load()``, which reads ``source``, with only ``SAFE_GLOBALS`` allowed.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds Python objects, or is no dict.
+    """
+    try:
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            checkpoint = load()
+    except Exception as error:  # torch.load has no type of its own for a damaged file
+        refused = re.search(r"GLOBAL (.+?)(?: was not|$)", str(error), re.MULTILINE)
+        if refused:
+            reason = (
+                f"it holds a Python object ({refused[1]}), which could run code; only tensors and "
+                "plain values are loaded"
+            )
+        else:
+            detail = (str(error).splitlines() or [""])[0]
+            reason = f"truncated or not a checkpoint ({type(error).__name__}: {detail})"
+        raise CheckpointError(f"cannot load {source}: {reason}") from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(
+            f"cannot load {source}: it holds a {type(checkpoint).__name__}, not a state dict"
+        )
+    return checkpoint
+
+
+@CheckpointLoader.register_scheme(prefixes="", force=True)
+def load_from_local(filename, map_location=None, mmap=None):
+    """Load a local file. ``map_location`` and ``mmap`` are those of ``torch.load``.
+
+    Raises:
+        CheckpointError: there is no such file, or it is not a checkpoint that is safe to load.
+    """
+    path = Path(filename).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint not found: {path}")
+    return _read(
+        path, lambda: torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    )
+
+
+@CheckpointLoader.register_scheme(prefixes=("http://", "https://"), force=True)
+def load_from_http(url, map_location=None):
+    """Load a URL through torch.hub's cache; rank 0 downloads, the others read what it left.
+
+    Raises:
+        CheckpointError: the download failed, or is not a checkpoint that is safe to load.
+    """
+
+    def load():
+        return torch.hub.load_state_dict_from_url(url, map_location=map_location, weights_only=True)
+
+    if get_rank() == 0:
+        checkpoint = _read(url, load)
+    barrier()
+    return checkpoint if get_rank() == 0 else _read(url, load)
+
+
+def _published(models, filename):
+    name = filename.split("://", 1)[1]
+    if name not in models:
+        raise CheckpointError(f"checkpoint not found: {filename} names no published model")
+    return models[name]
+
+
+@CheckpointLoader.register_scheme(prefixes=("modelzoo://", "torchvision://"), force=True)
+def load_from_torchvision(filename, map_location=None):
+    """Load torchvision's weights by name, for example ``torchvision://resnet50``."""
+    return load_from_http(_published(get_torchvision_models(), filename), map_location)
+
+
+@CheckpointLoader.register_scheme(prefixes=("open-mmlab://", "openmmlab://"), force=True)
+def load_from_openmmlab(filename, map_location=None):
+    """Load OpenMMLab's weights by name, for example ``open-mmlab://detectron2/resnet50_caffe``."""
+    models = get_external_models()
+    models.update(
+        {old: models[new] for old, new in get_deprecated_model_names().items() if new in models}
+    )
+    return CheckpointLoader.load_checkpoint(_published(models, filename), map_location)
+
+
+@CheckpointLoader.register_scheme(prefixes="mmcls://", force=True)
+def load_from_mmcls(filename, map_location=None):
+    """Load the backbone of a classifier of MMClassification by name."""
+    checkpoint = load_from_http(_published(get_mmcls_models(), filename), map_location)
+    state = checkpoint.get("state_dict", checkpoint)
+    prefix = "backbone."
+    return {"state_dict": {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}}
+
+
+@CheckpointLoader.register_scheme(
+    prefixes=("pavi://", r"(\S+\:)?s3://", r"(\S+\:)?petrel://"), force=True
+)
+def load_from_remote_storage(filename, map_location=None):
+    """Refuse the storages whose mmengine loaders execute pickles."""
+    raise CheckpointError(f"cannot load {filename}: download it and give the local file")
+
+
+def load_weights(model, checkpoint, source, strict):
+    """Copy the weights of ``checkpoint`` into ``model``.
+
+    Args:
+        model (nn.Module): The model, unwrapped.
+        checkpoint (dict): A state dict, or a dict that holds one as ``state_dict``.
+        source (str): Where it comes from, for messages.
+        strict (bool): Every key and shape has to match. Otherwise what differs keeps its
+            initial values and mmengine logs it, but something has to match.
+
+    Raises:
+        CheckpointError: the weights do not fit the model.
+    """
+    state = copy.copy(checkpoint.get("state_dict", checkpoint))  # with its _metadata
+    consume_prefix_in_state_dict_if_present(state, "module.")
+    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    given = {key: tuple(getattr(value, "shape", ())) for key, value in state.items()}
+    if not strict:
+        if not own.items() & given.items():
+            raise CheckpointError(
+                f"{source} does not fit the model: none of its {len(given)} keys is one of the "
+                f"model's with the same shape (file: {_few(given)}; model: {_few(own)})"
+            )
+        load_state_dict(model, state)
+        return
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        differences = {
+            "missing": [key for key in own if key not in given],
+            "unexpected": [key for key in given if key not in own],
+            "of another shape": [
+                f"{key} {given[key]} for {own[key]}"
+                for key in own
+                if key in given and given[key] != own[key]
+            ],
+        }
+        found = "; ".join(
+            f"{len(keys)} keys {what}: {_few(keys)}" for what, keys in differences.items() if keys
+        )
+        raise CheckpointError(f"{source} does not fit the model: {found or error}") from error
+
+
+def _few(names, count=3):
+    names = list(names)
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
+def check_resumable(checkpoint, source):
+    """Raise CheckpointError if ``checkpoint`` lacks what training needs to go on from it."""
+    lacking = [key for key in RESUME_KEYS if key not in checkpoint]
+    if lacking:
+        raise CheckpointError(
+            f"cannot resume from {source}: it lacks {', '.join(lacking)}; to start from its "
+            "weights only, use --cfg-options load_from=..."
+        )
+
+
+def find_resumable(work_dir):
+    """Path of the newest complete checkpoint of ``work_dir``.
+
+    Checkpoints there, and the one that the file ``last_checkpoint`` names, are opened and the one
+    saved last is taken: a killed run leaves that file one checkpoint behind, or empty.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    work_dir = Path(work_dir)
+    candidates = set(work_dir.glob("*.pth"))
+    pointer = work_dir / "last_checkpoint"
+    if pointer.is_file() and (named := pointer.read_text().strip()):
+        candidates |= {path for path in [Path(named).absolute()] if path.is_file()}
+    saved = {}
+    for path in candidates:
+        try:
+            checkpoint = load_from_local(path, map_location="cpu", mmap=True)
+            check_resumable(checkpoint, path)
+        except CheckpointError as error:
+            print_log(f"Not resuming from {os.path.basename(path)}: {error}", logger="current")
+        else:
+            saved[path] = checkpoint["meta"]["time"], checkpoint["meta"]["iter"]
+    if not saved:
+        raise CheckpointError(f"nothing to resume: {work_dir} holds no complete checkpoint")
+    return str(max(saved, key=saved.get))

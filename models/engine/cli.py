@@ -1,0 +1,80 @@
+"""What tools/train.py and tools/test.py share: their common flags, and one-line errors."""
+
+import argparse
+import errno
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+
+from .errors import CheckpointError, EngineError
+
+
+def config_parser(description):
+    """An ArgumentParser with the flags of mmdet's tools that concern the config."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("config", help="path of the config file")
+    parser.add_argument("--work-dir", help="folder of logs and checkpoints")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="override settings of the config, for example train_cfg.max_epochs=1",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        default="none",
+        help="who started the processes (pytorch: torchrun)",
+    )
+    return parser
+
+
+def load_config(args):
+    """The Config that the parsed ``args`` of a :func:`config_parser` ask for.
+
+    Raises:
+        EngineError: there is no such file.
+    """
+    if not Path(args.config).is_file():
+        raise EngineError(f"config not found: {args.config}")
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options or {})
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get("work_dir") is None:
+        cfg.work_dir = str(Path("work_dirs", Path(args.config).stem))
+    return cfg
+
+
+def existing_checkpoint(path):
+    """``path`` itself, so that a missing file is reported before anything is built.
+
+    Raises:
+        CheckpointError: ``path`` is no URL and there is no such file.
+    """
+    if "://" not in path and not Path(path).expanduser().is_file():
+        raise CheckpointError(f"checkpoint not found: {path}")
+    return path
+
+
+@contextmanager
+def one_line_errors(*types):
+    """Exit with status 1 and ``error: ...`` on an EngineError, one of ``types``, or a full disk.
+
+    Any other exception keeps its traceback.
+    """
+    try:
+        yield
+    except (EngineError, *types) as error:
+        message = str(error).strip()
+        if message.startswith("Caught "):  # torch wraps a data worker's error in its traceback
+            message = message.splitlines()[-1]
+        sys.exit(f"error: {message}")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit(f"error: {error}")

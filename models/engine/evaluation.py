@@ -1,0 +1,47 @@
+"""What tools/test.py does beyond mmengine's ``Runner.test``."""
+
+import os
+from pathlib import Path
+
+from mmdet.evaluation import CocoMetric
+
+from .errors import EngineError
+from .runner import Runner
+
+
+def evaluate(cfg, out=None, show_dir=None):
+    """Test ``cfg.load_from``: print the COCO table and each class's AP.
+
+    Args:
+        cfg (Config): What to run; it is changed.
+        out (str, optional): File for the detections, as COCO result JSON.
+        show_dir (str, optional): Folder for the test images with the detections drawn on them.
+
+    Returns:
+        dict: The metrics.
+
+    Raises:
+        EngineError: ``out`` is given and ``cfg.test_evaluator`` has no CocoMetric.
+    """
+    cfg.resume = False
+    if show_dir is not None:
+        cfg.default_hooks.visualization = {
+            "type": "DetVisualizationHook",
+            **cfg.default_hooks.get("visualization", {}),
+            "draw": True,
+            "test_out_dir": os.path.abspath(show_dir),  # a relative one is put into the work dir
+        }
+    runner = Runner.from_cfg(cfg)
+    coco = [m for m in runner.test_evaluator.metrics if isinstance(m, CocoMetric)]
+    for metric in coco:
+        metric.classwise = True
+    if out is None:
+        return runner.test()
+    if not coco:
+        raise EngineError("--out: test_evaluator has no CocoMetric to write it")
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    coco[0].outfile_prefix = out
+    metrics = runner.test()
+    if runner.rank == 0:
+        os.replace(f"{out}.bbox.json", out)
+    return metrics

@@ -1,0 +1,139 @@
+import os
+import pickle
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseModule
+from mmengine.runner import CheckpointLoader, get_torchvision_models, load_checkpoint
+from torch import nn
+
+from models.engine import CheckpointError, load_weights
+
+
+class Runs:
+    """Pickles as a call of ``function``."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def load(path):
+    return CheckpointLoader.load_checkpoint(str(path), map_location="cpu")
+
+
+def cached(url, monkeypatch, tmp_path):
+    """Where torch.hub looks for ``url`` before it downloads."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder / os.path.basename(url)
+
+
+@pytest.mark.parametrize("source", ["local", "http", "torchvision"])
+def test_a_malicious_pickle_is_refused_and_not_executed(source, tmp_path, monkeypatch):
+    path, name = tmp_path / "evil.pth", str(tmp_path / "evil.pth")
+    if source != "local":
+        url = get_torchvision_models()["resnet50"]
+        path = cached(url, monkeypatch, tmp_path)
+        name = url if source == "http" else "torchvision://resnet50"
+    marker = tmp_path / "executed"
+    torch.save({"state_dict": {}, "meta": Runs(os.mkdir, str(marker))}, path)
+    with pytest.raises(CheckpointError, match=rf"{path.name}.*mkdir.*could run code"):
+        load(name)
+    assert not marker.exists()
+
+
+def test_getattr_in_a_checkpoint_reaches_history_methods_only(tmp_path):
+    path = tmp_path / "evil.pth"
+    torch.save({"meta": Runs(getattr, HistoryBuffer, "__init__")}, path)
+    with pytest.raises(CheckpointError, match=r"evil\.pth"):
+        load(path)
+
+
+def test_pretrained_weights_of_a_config_are_loaded_safely(tmp_path):
+    path = tmp_path / "evil.pth"
+    torch.save({"meta": Runs(os.mkdir, str(tmp_path / "executed"))}, path)
+    with pytest.raises(CheckpointError, match=r"evil\.pth"):
+        BaseModule(init_cfg={"type": "Pretrained", "checkpoint": str(path)}).init_weights()
+    with pytest.raises(CheckpointError, match=r"evil\.pth"):
+        load_checkpoint(nn.Linear(1, 1), str(path))
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/a.pth", "petrel://a.pth", "pavi://a.pth"])
+def test_storages_whose_loaders_execute_pickles_are_refused(name):
+    with pytest.raises(CheckpointError, match=name):
+        load(name)
+
+
+def test_names_of_published_models(tmp_path, monkeypatch):
+    path = cached(get_torchvision_models()["resnet50"], monkeypatch, tmp_path)
+    torch.save({"conv1.weight": torch.ones(2)}, path)
+    assert load("torchvision://resnet50")["conv1.weight"].sum() == 2
+    for scheme in ("torchvision", "open-mmlab", "mmcls"):
+        with pytest.raises(CheckpointError, match=f"{scheme}://resnet5000 names no"):
+            load(f"{scheme}://resnet5000")
+
+
+def damaged(tmp_path, kind):
+    path = tmp_path / f"{kind}.pth"
+    if kind == "truncated":
+        torch.save({"state_dict": {"weight": torch.zeros(10_000)}}, path)
+        path.write_bytes(path.read_bytes()[:20_000])
+    elif kind == "pickled":
+        path.write_bytes(pickle.dumps({"weight": 1}))
+    elif kind == "list":
+        torch.save([torch.zeros(1)], path)
+    elif kind != "missing":
+        path.write_text({"text": "{'state_dict': 1}\n", "empty": ""}[kind])
+    return path
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "pickled", "list", "missing"])
+def test_what_is_no_checkpoint_is_refused_by_name(kind, tmp_path):
+    path = damaged(tmp_path, kind)
+    with pytest.raises(CheckpointError, match=str(path)) as error:
+        load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_published_checkpoints_of_older_versions_load(tmp_path):
+    checkpoint = {
+        "meta": {"epoch": 12, "CLASSES": ("a",), "mAP": np.float64(0.374), "seed": np.int64(0)},
+        "state_dict": OrderedDict(weight=torch.ones(1, 1)),
+    }
+    path = tmp_path / "faster_rcnn.pth"
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=False)
+    # numpy 1 wrote this module's name without the underscore
+    path.write_bytes(path.read_bytes().replace(b"numpy._core", b"numpy.core"))
+    assert load(path)["meta"]["mAP"] == 0.374
+
+
+def test_strict_loading_names_what_differs():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    state = model.state_dict()
+    load_weights(model, {"state_dict": {f"module.{k}": v for k, v in state.items()}}, "x", True)
+    state["1.weight"] = torch.zeros(5, 3)
+    state["other"] = state.pop("0.weight")
+    with pytest.raises(CheckpointError) as error:
+        load_weights(model, state, "a.pth", strict=True)
+    assert str(error.value) == (
+        "a.pth does not fit the model: 1 keys missing: 0.weight; 1 keys unexpected: other; "
+        "1 keys of another shape: 1.weight (5, 3) for (1, 3)"
+    )
+
+
+def test_lenient_loading_takes_what_fits_but_not_nothing():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    before = model[1].weight.clone()
+    load_weights(model, {"0.weight": torch.ones(3, 2), "1.weight": torch.ones(4, 3)}, "a", False)
+    assert (model[0].weight == 1).all()
+    assert torch.equal(model[1].weight, before)
+    with pytest.raises(CheckpointError, match=r"a\.pth does not fit the model: none of its 1 keys"):
+        load_weights(model, {"backbone.0.weight": torch.ones(3, 2)}, "a.pth", strict=False)

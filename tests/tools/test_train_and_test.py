@@ -1,0 +1,204 @@
+"""tools/train.py and tools/test.py from the command line, on a tiny detector."""
+
+import json
+import os
+import runpy
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = str(Path(__file__).with_name("tiny.py"))
+
+
+def run(tool, *args):
+    """Run a tool in this process; what it exits with, or None."""
+    argv, sys.argv = sys.argv, [tool, *map(str, args)]
+    try:
+        runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
+    except SystemExit as exit:
+        return exit.code
+    finally:
+        sys.argv = argv
+
+
+def scalars(work_dir):
+    """What the run logged for TensorBoard and into scalars.json, in the order of the runs."""
+    lines = []
+    for file in sorted(work_dir.glob("*/vis_data/scalars.json")):
+        lines += [json.loads(line) for line in file.read_text().splitlines()]
+    return lines
+
+
+def losses(work_dir):
+    return [line["loss"] for line in scalars(work_dir) if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Six images of one bright square each, in COCO format."""
+    folder = tmp_path_factory.mktemp("squares")
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(6):
+        image = rng.integers(0, 80, (64, 64, 3), dtype=np.uint8)
+        x, y, size = (int(v) for v in rng.integers([4, 4, 16], [30, 30, 30]))
+        image[y : y + size, x : x + size] = 220
+        cv2.imwrite(str(folder / f"{i}.png"), image)
+        images.append({"id": i, "file_name": f"{i}.png", "width": 64, "height": 64})
+        annotations.append(
+            {"id": i + 1, "image_id": i, "category_id": 1, "iscrowd": 0, "area": size * size}
+            | {"bbox": [x, y, size, size]}
+        )
+    categories = [{"id": 1, "name": "square"}]
+    (folder / "annotations.json").write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_dataset(dataset, monkeypatch):
+    monkeypatch.chdir(dataset)
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, tmp_path_factory):
+    """The work dir of a finished run."""
+    work_dir = tmp_path_factory.mktemp("trained")
+    command = [sys.executable, ROOT / "tools" / "train.py", CONFIG, "--work-dir", work_dir]
+    result = subprocess.run(command, cwd=dataset, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "eta: 0:00:0" in result.stdout
+    return work_dir
+
+
+def test_train_writes_checkpoints_and_tensorboard_logs(trained):
+    assert (trained / "epoch_2.pth").is_file()
+    assert len(list(trained.glob("best_coco_bbox_mAP_epoch_*.pth"))) == 1
+    assert list(trained.glob("*/vis_data/events.out.tfevents.*"))
+    assert len(losses(trained)) == 6
+
+
+def test_resume_gives_the_losses_of_an_uninterrupted_run(trained, tmp_path):
+    run("train.py", CONFIG, "--work-dir", tmp_path, "--cfg-options", "train_cfg.max_epochs=1")
+    code = run(
+        "train.py", CONFIG, "--work-dir", tmp_path / "b", "--resume", tmp_path / "epoch_1.pth"
+    )
+    assert code is None
+    assert losses(tmp_path) + losses(tmp_path / "b") == losses(trained)
+
+
+def test_test_prints_the_table_and_writes_json_and_pictures(trained, tmp_path, capfd):
+    out, show = tmp_path / "new" / "results.bbox.json", tmp_path / "pictures"
+    outputs = ["--out", out, "--show-dir", show, "--work-dir", tmp_path / "work"]
+    options = ["--cfg-options", "model.test_cfg.rcnn.score_thr=0.0"]
+    assert run("test.py", CONFIG, trained / "epoch_2.pth", *outputs, *options) is None
+    printed = capfd.readouterr().out
+    assert "Average Precision  (AP) @[ IoU=0.50:0.95" in printed
+    assert "| square   |" in printed
+    detections = json.loads(out.read_text())
+    assert {"image_id", "category_id", "bbox", "score"} <= detections[0].keys()
+    assert sorted(p.name for p in show.iterdir()) == [f"{i}.png" for i in range(6)]
+    assert sorted(p.name for p in out.parent.iterdir()) == [out.name]
+
+
+def test_amp_on_the_cpu(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    options = ["--cfg-options", "train_cfg.max_epochs=1"]
+    assert run("train.py", CONFIG, "--work-dir", tmp_path, "--amp", *options) is None
+    assert all(0 < loss < 10 for loss in losses(tmp_path))
+
+
+def test_auto_scale_lr(tmp_path):
+    options = ["--cfg-options", "train_cfg.max_epochs=1", "param_scheduler=None"]
+    assert run("train.py", CONFIG, "--work-dir", tmp_path, "--auto-scale-lr", *options) is None
+    assert scalars(tmp_path)[0]["lr"] == 0.01  # batch size 2 for a base of 4
+
+
+def two_processes(script, *args):
+    """Run a script of scripts/ for two processes on the CPU."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PORT": str(port),
+    }
+    command = [ROOT / "scripts" / script, *args]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_training_in_two_processes(tmp_path):
+    two_processes("dist_train.sh", CONFIG, "2", "--work-dir", tmp_path)
+    assert len(losses(tmp_path)) == 4  # two epochs of 6 images, batch size 2 x 2
+    assert (tmp_path / "epoch_2.pth").is_file()
+
+
+@pytest.mark.slow
+def test_testing_in_two_processes(trained, tmp_path):
+    out = tmp_path / "out.json"
+    options = ["--work-dir", tmp_path, "--cfg-options", "model.test_cfg.rcnn.score_thr=0.0"]
+    two_processes("dist_test.sh", CONFIG, trained / "epoch_2.pth", "2", "--out", out, *options)
+    assert {detection["image_id"] for detection in json.loads(out.read_text())} == set(range(6))
+
+
+def bad_input(tmp_path, trained):
+    """Command lines that are refused, and the message of each."""
+    weights = torch.load(trained / "epoch_2.pth", weights_only=False)["state_dict"]
+    torch.save({"layer1.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    torch.save({k: v for k, v in weights.items() if "rpn" not in k}, tmp_path / "part.pth")
+    (tmp_path / "cut.pth").write_bytes((trained / "epoch_2.pth").read_bytes()[:100_000])
+    work_dir = ["--work-dir", tmp_path / "work"]
+    return [
+        (["train.py", "none.py"], "config not found: none.py"),
+        (["test.py", "none.py", "none.pth"], "config not found: none.py"),
+        (["test.py", CONFIG, "none.pth"], "checkpoint not found: none.pth"),
+        (["train.py", CONFIG, "--resume", "none.pth"], "checkpoint not found: none.pth"),
+        (["train.py", CONFIG, "--resume", *work_dir], f"nothing to resume: {tmp_path}/work"),
+        (["test.py", CONFIG, tmp_path / "other.pth", *work_dir], f"{tmp_path}/other.pth does not"),
+        (["test.py", CONFIG, tmp_path / "part.pth", *work_dir], "6 keys missing: rpn_head."),
+        (["test.py", CONFIG, tmp_path / "cut.pth", *work_dir], f"cannot load {tmp_path}/cut.pth"),
+    ]
+
+
+def test_bad_input_is_named_in_one_line(trained, tmp_path):
+    for command, message in bad_input(tmp_path, trained):
+        error = run(*command)
+        assert error.startswith("error: "), command
+        assert message in error
+        assert "\n" not in error
+
+
+def test_a_diverging_run_names_iteration_and_images(tmp_path):
+    options = ["--cfg-options", "optim_wrapper.optimizer.lr=1e30"]
+    error = run("train.py", CONFIG, "--work-dir", tmp_path, *options)
+    assert "loss_cls = nan" in error
+    assert "at epoch 1, iteration 2, images" in error
+    assert error.count(".png") == 2
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_errors_of_data_workers_are_one_line(dataset, tmp_path, monkeypatch):
+    shutil.copytree(dataset, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    (tmp_path / "copy" / "3.png").write_bytes(b"")
+    options = [
+        "train_dataloader.num_workers=1",
+        "train_dataloader.dataset.pipeline.0.type=LoadImage",
+    ]
+    error = run("train.py", CONFIG, "--work-dir", tmp_path / "work", "--cfg-options", *options)
+    assert error.startswith("error: ")
+    assert "3.png" in error
+    assert "\n" not in error

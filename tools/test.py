@@ -1,0 +1,28 @@
+#!/usr/bin/env python
+"""Evaluate a detector: tools/test.py CONFIG CHECKPOINT."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.errors import DataError
+from models.engine.cli import config_parser, existing_checkpoint, load_config, one_line_errors
+from models.engine.evaluation import evaluate
+
+
+def main():
+    parser = config_parser("Evaluate a detector: print the COCO table and each class's AP.")
+    parser.add_argument("checkpoint", help="path or URL of the weights")
+    parser.add_argument("--out", metavar="JSON", help="write the detections as COCO result JSON")
+    parser.add_argument("--show-dir", help="folder for the images with detections drawn on them")
+    args = parser.parse_args()
+
+    cfg = load_config(args)
+    cfg.load_from = existing_checkpoint(args.checkpoint)
+    evaluate(cfg, out=args.out, show_dir=args.show_dir)
+
+
+if __name__ == "__main__":
+    with one_line_errors(DataError):
+        main()

@@ -1,0 +1,57 @@
+#!/usr/bin/env python
+"""Train a detector: tools/train.py CONFIG."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmengine.device import is_cuda_available
+
+from data.errors import DataError
+from models.engine import EngineError, Runner
+from models.engine.cli import config_parser, existing_checkpoint, load_config, one_line_errors
+
+
+def main():
+    parser = config_parser("Train a detector.")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="go on from this checkpoint; without a path from the newest of the work dir",
+    )
+    parser.add_argument(
+        "--amp",
+        action="store_true",
+        help="mixed precision: float16 with loss scaling on a GPU, bfloat16 on a CPU",
+    )
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate by batch size / auto_scale_lr.base_batch_size",
+    )
+    args = parser.parse_args()
+
+    cfg = load_config(args)
+    if args.amp:
+        cfg.optim_wrapper.type = (
+            "AmpOptimWrapper" if is_cuda_available() else "BFloat16OptimWrapper"
+        )
+    if args.auto_scale_lr:
+        if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+            raise EngineError(
+                f"--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size"
+            )
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == "auto" else existing_checkpoint(args.resume)
+
+    Runner.from_cfg(cfg).train()
+
+
+if __name__ == "__main__":
+    with one_line_errors(DataError):
+        main()
