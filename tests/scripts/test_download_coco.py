@@ -77,15 +77,28 @@ def test_a_second_run_does_nothing(mirror, tmp_path):
     assert result.stdout.count("already there") == 3
 
 
-@pytest.mark.parametrize("share", [0.5, 1])
-def test_goes_on_after_an_interrupted_download(mirror, tmp_path, share):
+def test_goes_on_after_an_interrupted_download(mirror, tmp_path):
     out = tmp_path / "coco"
     out.mkdir()
     whole = (mirror / ZIPS["val2017"]).read_bytes()
-    (out / "val2017.zip.part").write_bytes(whole[: int(len(whole) * share)])
+    (out / "val2017.zip.part").write_bytes(whole[: len(whole) // 2])
     result = download(mirror, out)
     assert result.returncode == 0, result.stderr
     assert contents(out) == {f"{folder}/content.txt" for folder in ZIPS}
+
+
+def test_does_not_ask_for_bytes_after_the_last(mirror, tmp_path):
+    # A web server would answer that with an error.
+    out = tmp_path / "coco"
+    out.mkdir()
+    shutil.copy(mirror / ZIPS["val2017"], out / "val2017.zip.part")
+    path = executable(
+        tmp_path / "bin" / "curl",
+        'case "$*" in *--output*zips/val2017.zip) exit 22;; '
+        f'esac\nexec {shutil.which("curl")} "$@"',
+    )
+    result = download(mirror, out, PATH=path)
+    assert result.returncode == 0, result.stderr
 
 
 def test_keeps_the_bytes_it_has(mirror, tmp_path):

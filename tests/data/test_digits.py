@@ -1,0 +1,191 @@
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import digits
+from data.coco import DetectionDataset
+from data.digits import make_digits
+from data.errors import DataError
+
+TOOL = Path(__file__).parents[2] / "tools" / "make_digits.py"
+SMALL = {"num_train": 6, "num_val": 3}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("digits")
+    assert make_digits(root, num_train=40, num_val=10)
+    return root
+
+
+def contents(root):
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+def read(root, split):
+    return json.loads((root / "annotations" / f"{split}.json").read_text())
+
+
+def test_layout(made):
+    names = [f"train/{i:05d}.png" for i in range(1, 41)] + [
+        f"val/{i:05d}.png" for i in range(1, 11)
+    ]
+    assert set(contents(made)) == {*names, "annotations/train.json", "annotations/val.json"}
+    for path in made.rglob("*.png"):
+        with Image.open(path) as image:
+            assert (image.size, image.mode) == ((128, 128), "RGB")
+
+
+def test_opens_as_a_dataset(made):
+    dataset = DetectionDataset(
+        ann_file="annotations/train.json",
+        data_root=str(made),
+        data_prefix={"img": "train/"},
+        metainfo={"classes": digits.CLASSES},
+        pipeline=[{"type": "mmdet.LoadImage"}],
+    )
+    assert len(dataset) == 40
+    assert dataset[0]["img"].shape == (128, 128, 3)
+    assert {label for i in range(40) for label in dataset.get_cat_ids(i)} == set(range(10))
+
+
+def test_boxes(made):
+    train = read(made, "train")
+    by_image = {}
+    for ann in train["annotations"]:
+        x, y, w, h = ann["bbox"]
+        assert min(x, y) >= 0
+        assert max(x + w, y + h) <= 128
+        by_image.setdefault(ann["image_id"], []).append(ann["bbox"])
+    assert {len(boxes) for boxes in by_image.values()} == {2, 3, 4}
+    assert all(
+        digits._overlap(a, b) <= digits.MAX_OVERLAP
+        for boxes in by_image.values()
+        for i, a in enumerate(boxes)
+        for b in boxes[:i]
+    )
+    longest = [max(ann["bbox"][2:]) for ann in train["annotations"]]
+    assert np.percentile(longest, 95) > 2.2 * np.percentile(longest, 5)
+
+
+def test_boxes_are_tight():
+    rng = np.random.default_rng(0)
+    ink = digits._split_handwriting(0)[0][3][0]
+    for _ in range(20):
+        digit = digits._draw_digit(rng, ink, 40) > 0.5
+        assert all(edge.any() for edge in (digit[0], digit[-1], digit[:, 0], digit[:, -1]))
+
+
+def test_digits_stand_out(made):
+    # The ink differs from the paper around it: within a box there are two populations of grey.
+    train = read(made, "train")
+    for ann in train["annotations"]:
+        x, y, w, h = ann["bbox"]
+        with Image.open(made / "train" / f"{ann['image_id']:05d}.png") as image:
+            grey = np.asarray(image.convert("L"))[y : y + h, x : x + w]
+        assert np.percentile(grey, 95) - np.percentile(grey, 5) > 50
+
+
+def test_train_and_val_share_no_handwriting():
+    train, val = digits._split_handwriting(0)
+    assert sum(map(len, train)) + sum(map(len, val)) == 1797
+    for a, b in zip(train, val, strict=True):
+        assert not {ink.tobytes() for ink in a} & {ink.tobytes() for ink in b}
+
+
+def test_same_arguments_same_bytes(tmp_path):
+    make_digits(tmp_path / "a", **SMALL)
+    make_digits(tmp_path / "b", **SMALL)
+    make_digits(tmp_path / "c", **SMALL, seed=1)
+    a, b, c = (contents(tmp_path / name) for name in "abc")
+    assert a == b
+    assert a.keys() == c.keys()
+    assert not set(a.values()) & set(c.values())
+
+
+def test_size(tmp_path):
+    make_digits(tmp_path, **SMALL, size=64)
+    with Image.open(tmp_path / "train" / "00001.png") as image:
+        assert image.size == (64, 64)
+    boxes = [ann["bbox"] for ann in read(tmp_path, "train")["annotations"]]
+    assert all(max(x + w, y + h) <= 64 for x, y, w, h in boxes)
+
+
+def test_finished_set_is_left_alone(tmp_path):
+    assert make_digits(tmp_path, **SMALL)
+    (tmp_path / "train" / "00001.png").write_bytes(b"mark")
+    assert not make_digits(tmp_path, **SMALL)
+    assert (tmp_path / "train" / "00001.png").read_bytes() == b"mark"
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_interrupted_set_is_made_again(tmp_path, monkeypatch, older):
+    make_digits(tmp_path / "whole", **SMALL)
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    root = tmp_path / "set"
+    if older:
+        make_digits(root, **SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(digits, "write_annotations", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make_digits(root, **SMALL, seed=1)
+    (root / "train" / "00002.png").write_bytes(b"half")
+    assert not list(root.rglob("*.json"))
+    assert make_digits(root, **SMALL)
+    assert contents(root) == contents(tmp_path / "whole")
+
+
+def test_other_arguments_make_it_again(tmp_path):
+    make_digits(tmp_path, **SMALL)
+    before = contents(tmp_path)
+    assert make_digits(tmp_path, **SMALL, seed=1)
+    assert contents(tmp_path)["val/00001.png"] != before["val/00001.png"]
+    assert read(tmp_path, "val")["info"]["seed"] == 1
+
+
+@pytest.mark.parametrize("content", ['{"info": {"description": "mine"}}', "{", "[]", "{}"])
+def test_keeps_a_set_of_something_else(tmp_path, content):
+    path = tmp_path / "annotations" / "val.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"val\.json is not a set of digits"):
+        make_digits(tmp_path, **SMALL)
+    assert contents(tmp_path) == {"annotations/val.json": content.encode()}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_train", 0), ("num_val", -1), ("size", 63), ("seed", -1)]
+)
+def test_arguments_out_of_range(tmp_path, name, value):
+    with pytest.raises(DataError, match=f"{name} is {value}"):
+        make_digits(tmp_path, **{**SMALL, name: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_tool(tmp_path):
+    command = [sys.executable, TOOL, "--root", tmp_path, "--num-train", "2", "--num-val", "1"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert f"{tmp_path}: made 3 images" in result.stdout
+    assert len(contents(tmp_path)) == 5
+
+
+def test_tool_reports_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["make_digits.py", "--root", str(tmp_path), "--size", "9"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(TOOL), run_name="__main__")
+    assert end.value.code == "error: size is 9, expected at least 64"

@@ -1,0 +1,312 @@
+import json
+import runpy
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data.coco import DetectionDataset
+from data.errors import DataError
+from data.voc import convert_voc
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools" / "convert_voc.py"
+BCCD = ROOT.parent / "shared" / "data" / "bccd"
+SIZE = "<size><width>40</width><height>30</height><depth>3</depth></size>"
+
+
+def box(label, *sides, difficult=0):
+    sides = "".join(
+        f"<{tag}>{side}</{tag}>"
+        for tag, side in zip(("xmin", "ymin", "xmax", "ymax"), sides, strict=False)
+    )
+    return (
+        f"<object><name>{label}</name><difficult>{difficult}</difficult>"
+        f"<bndbox>{sides}</bndbox></object>"
+    )
+
+
+class Voc:
+    """A Pascal VOC dataset in a folder, to add images to."""
+
+    def __init__(self, root):
+        self.root = root
+        for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+            (root / folder).mkdir(parents=True)
+
+    def add(self, name, *boxes, split="train", xml=None, picture=True):
+        if picture:
+            Image.new("RGB", (40, 30)).save(self.root / "JPEGImages" / f"{name}.jpg")
+        xml = f"<annotation>{SIZE}{''.join(boxes)}</annotation>" if xml is None else xml
+        (self.root / "Annotations" / f"{name}.xml").write_text(xml)
+        with open(self.root / "ImageSets" / "Main" / f"{split}.txt", "a") as file:
+            file.write(f"{name}\n")
+
+
+@pytest.fixture
+def voc(tmp_path):
+    voc = Voc(tmp_path / "voc")
+    voc.add("good", box("dog", 1, 1, 40, 30), box("cat", 11, 6, 20, 15))
+    return voc
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the tool in this process, for speed. Returns its exit message and its output."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["convert_voc.py", *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(TOOL), run_name="__main__")
+        return end.value.code, capsys.readouterr()
+
+    return run
+
+
+def test_one_file_a_split(voc, tmp_path):
+    voc.add("empty", split="test")
+    train, test = convert_voc(voc.root)
+    assert (train.split, train.images, train.skipped) == ("train", 1, 0)
+    assert train.boxes == {"cat": 1, "dog": 1}
+    assert train.problems == test.problems == []
+    content = read(voc.root / "annotations" / "train.json")
+    assert content["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    assert content["images"] == [{"id": 1, "file_name": "good.jpg", "width": 40, "height": 30}]
+    content = read(voc.root / "annotations" / "test.json")
+    assert len(content["images"]) == 1  # an image without an object stays
+    assert content["annotations"] == []
+
+
+def test_boxes_count_from_1_and_hold_their_last_pixel(voc):
+    convert_voc(voc.root)
+    dog, cat = read(voc.root / "annotations" / "train.json")["annotations"]
+    assert dog == {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 2,
+        "bbox": [0, 0, 40, 30],
+        "area": 1200,
+        "iscrowd": 0,
+    }
+    assert cat["bbox"] == [10, 5, 10, 10]
+
+
+def test_difficult_is_a_crowd(voc):
+    voc.add("hard", box("dog", 1, 1, 9, 9, difficult=1))
+    convert_voc(voc.root)
+    annotations = read(voc.root / "annotations" / "train.json")["annotations"]
+    assert [ann["iscrowd"] for ann in annotations] == [0, 0, 1]
+
+
+def test_parts_of_an_object_are_not_objects(voc):
+    part = "<part><name>head</name><bndbox><xmin>2</xmin></bndbox></part></object>"
+    voc.add("person", box("person", 1, 1, 9, 9).replace("</object>", part))
+    (train,) = convert_voc(voc.root)
+    assert train.boxes == {"cat": 1, "dog": 1, "person": 1}
+
+
+def test_opens_as_a_dataset(voc, tmp_path):
+    convert_voc(voc.root, out=tmp_path / "out")
+    assert not (voc.root / "annotations").exists()
+    dataset = DetectionDataset(
+        ann_file=str(tmp_path / "out" / "train.json"),
+        data_prefix={"img": str(voc.root / "JPEGImages")},
+        metainfo={"classes": ("cat", "dog")},
+        pipeline=[{"type": "mmdet.LoadImage"}],
+    )
+    assert dataset[0]["img"].shape == (30, 40, 3)
+    assert [i["bbox_label"] for i in dataset[0]["instances"]] == [1, 0]
+
+
+def test_given_classes_and_splits(voc):
+    voc.add("other", split="val")
+    (train,) = convert_voc(voc.root, splits=["train"], classes=["dog", "bird"])
+    assert train.boxes == {"dog": 1, "bird": 0}
+    assert not (voc.root / "annotations" / "val.json").exists()
+    names = [category["name"] for category in read(train.path)["categories"]]
+    assert names == ["dog", "bird"]
+    (problem,) = train.problems
+    assert "good.xml: cat" in problem
+    assert "unknown class" in problem
+
+
+def test_same_bytes_again(voc):
+    (train,) = convert_voc(voc.root)
+    before = train.path.read_bytes()
+    convert_voc(voc.root)
+    assert train.path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("sides", "problem"),
+    [
+        ((5, 5, 5, 9), "no area"),
+        ((5, 9, 9, 5), "no area"),
+        (("nan", 5, 9, 9), "not four finite numbers"),
+        (("inf", 5, 9, 9), "not four finite numbers"),
+        (("five", 5, 9, 9), "not four finite numbers"),
+        (("", 5, 9, 9), "not four finite numbers"),
+        ((5, 5, 9), "not four finite numbers"),
+        ((41, 5, 50, 9), "outside of the image (40x30 pixels)"),
+        ((5, -9, 9, 0), "outside of the image"),
+    ],
+)
+def test_bad_box(voc, sides, problem):
+    voc.add("bad", box("dog", *sides), box("dog", 2, 2, 9, 9))
+    (train,) = convert_voc(voc.root)
+    assert (train.images, train.skipped) == (2, 0)
+    assert train.boxes == {"cat": 1, "dog": 2}
+    (message,) = train.problems
+    assert str(voc.root / "Annotations" / "bad.xml") in message
+    assert problem in message
+
+
+def test_box_that_sticks_out_is_clipped(voc):
+    voc.add("out", box("dog", 0, 5, 50, 9))
+    (train,) = convert_voc(voc.root)
+    assert read(train.path)["annotations"][-1]["bbox"] == [0, 4, 40, 5]
+    assert "out.xml: dog [0.0, 5.0, 50.0, 9.0]: sticks out" in train.problems[0]
+
+
+def test_object_without_a_name(voc):
+    voc.add("bad", box("", 2, 2, 9, 9))
+    (train,) = convert_voc(voc.root)
+    assert set(train.boxes) == {"cat", "dog"}
+    assert "unknown class" in train.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("xml", "problem"),
+    [
+        ("", "bad.xml: empty, image skipped"),
+        ("<annotation><size>", "broken XML"),
+        ("<annotation></annotation>", "states the size nowhere"),
+        (
+            f"<annotation>{SIZE.replace('40', '41')}</annotation>",
+            "states the size 41x30, but bad.jpg is 40x30",
+        ),
+        (
+            '<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]>'
+            f"<annotation>{SIZE}<object><name>&e;</name></object></annotation>",
+            "broken XML (undefined entity",
+        ),
+    ],
+)
+def test_bad_xml(voc, xml, problem):
+    voc.add("bad", xml=xml)
+    voc.add("last", box("dog", 2, 2, 9, 9))
+    (train,) = convert_voc(voc.root)
+    assert (train.images, train.skipped) == (2, 1)
+    (message,) = train.problems
+    assert str(voc.root / "Annotations" / "bad.xml") in message
+    assert problem in message
+    assert [image["id"] for image in read(train.path)["images"]] == [1, 2]
+
+
+def test_missing_xml(voc):
+    voc.add("bad")
+    (voc.root / "Annotations" / "bad.xml").unlink()
+    (train,) = convert_voc(voc.root)
+    assert "bad.xml: No such file" in train.problems[0]
+    assert (train.images, train.skipped) == (1, 1)
+
+
+def test_missing_image(voc):
+    voc.add("bad", picture=False)
+    (train,) = convert_voc(voc.root)
+    assert "bad.xml: no such image in JPEGImages" in train.problems[0]
+
+
+def test_truncated_image(voc):
+    voc.add("bad")
+    path = voc.root / "JPEGImages" / "bad.jpg"
+    path.write_bytes(path.read_bytes()[:-100])
+    (train,) = convert_voc(voc.root)
+    assert f"cannot decode image {path}" in train.problems[0]
+
+
+def test_image_listed_twice(voc):
+    voc.add("good", box("dog", 1, 1, 40, 30))
+    (train,) = convert_voc(voc.root)
+    assert train.images == 1
+    assert "train.txt lists good 2 times" in train.problems[0]
+
+
+@pytest.mark.parametrize("folder", ["Annotations", "JPEGImages", "ImageSets/Main"])
+def test_missing_folder(voc, folder):
+    (voc.root / folder).rename(voc.root / "elsewhere")
+    with pytest.raises(DataError, match=f"no folder .*{folder}"):
+        convert_voc(voc.root)
+
+
+def test_missing_list(voc):
+    with pytest.raises(DataError, match=r"cannot read the list of images .*mine\.txt"):
+        convert_voc(voc.root, splits=["mine"])
+    (voc.root / "ImageSets" / "Main" / "train.txt").unlink()
+    with pytest.raises(DataError, match=r"none of train\.txt, val\.txt"):
+        convert_voc(voc.root)
+
+
+def test_tool_names_the_bad_and_keeps_the_good(voc):
+    voc.add("bad", xml="")
+    result = subprocess.run([sys.executable, TOOL, voc.root], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert f"{voc.root / 'Annotations' / 'bad.xml'}: empty, image skipped" in result.stderr
+    summary = result.stdout.splitlines()[-1]
+    assert summary == (
+        f"{voc.root / 'annotations' / 'train.json'}: 1 images, 1 skipped; "
+        "2 boxes (cat 1, dog 1); problems: 1"
+    )
+
+
+def test_tool_fails_when_nothing_is_good(voc, run):
+    voc.add("bad", xml="", split="val")
+    message, output = run(voc.root)
+    assert message == "error: not one image could be converted of val"
+    assert "val: not written: 0 images, 1 skipped" in output.out
+    assert not (voc.root / "annotations" / "val.json").exists()
+
+
+def test_tool_names_a_folder_that_is_none(tmp_path, run):
+    message, _ = run(tmp_path)
+    assert message.startswith(f"error: {tmp_path} is not a Pascal VOC dataset")
+
+
+def test_tool_says_where_it_cannot_write(voc, run):
+    (voc.root / "annotations").write_text("a file")
+    message, _ = run(voc.root)
+    assert message.startswith("error: ")
+    assert str(voc.root / "annotations") in message
+
+
+@pytest.mark.skipif(not BCCD.is_dir(), reason=f"no BCCD at {BCCD}")
+def test_bccd(tmp_path):
+    splits = convert_voc(BCCD, tmp_path, classes=["RBC", "WBC", "Platelets"])
+    assert {split.split: (split.images, split.skipped) for split in splits} == {
+        "train": (205, 0),
+        "val": (87, 0),
+        "trainval": (292, 0),
+        "test": (72, 0),
+    }
+    trainval, test = splits[2:]
+    assert trainval.boxes + test.boxes == Counter(RBC=4153, WBC=372, Platelets=361)
+    # Two clicks without a box, one in train and one in val.
+    names = [problem.split(":")[0].rsplit("/")[-1] for problem in trainval.problems]
+    assert names == ["BloodImage_00338.xml", "BloodImage_00343.xml"]
+    assert all("RBC" in problem and "no area" in problem for problem in trainval.problems)
+    for split in splits:
+        dataset = DetectionDataset(
+            ann_file=str(split.path),
+            data_prefix={"img": str(BCCD / "JPEGImages")},
+            metainfo={"classes": ("RBC", "WBC", "Platelets")},
+            test_mode=True,
+        )
+        assert len(dataset) == split.images
