@@ -113,14 +113,14 @@ def _split_handwriting(seed):
 
 
 def _draw_image(rng, size, pool):
-    """An image with two to four digits.
+    """An image with three to five digits.
 
     Returns:
         uint8 array [size, size, 3], RGB; boxes, each [x, y, width, height] in pixels; their labels.
     """
     image = _background(rng, size)
     boxes, labels = [], []
-    count = rng.integers(2, 5)
+    count = rng.integers(3, 6)
     # A large digit may leave no room for another one: draw again, and a smaller one will come.
     while len(boxes) < count:
         label = int(rng.integers(len(CLASSES)))

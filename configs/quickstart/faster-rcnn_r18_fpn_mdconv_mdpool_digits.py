@@ -15,26 +15,32 @@ model = dict(
         norm_eval=False,
         init_cfg=None,
     ),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=128),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
     rpn_head=dict(
-        in_channels=128,
-        feat_channels=128,
+        in_channels=64,
+        feat_channels=64,
         anchor_generator=dict(scales=[6]),
     ),
     roi_head=dict(
         bbox_roi_extractor=dict(
             pool="mdpool",
-            out_channels=128,
+            out_channels=64,
             sampling_ratio=2,
             finest_scale=24,
             deform=dict(fc_channels=256),
         ),
-        bbox_head=dict(in_channels=128, fc_out_channels=512, num_classes=10),
+        bbox_head=dict(in_channels=64, fc_out_channels=512, num_classes=10),
     ),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=200),
-        rcnn=dict(sampler=dict(num=64)),
+        rcnn=dict(sampler=dict(num=64, pos_fraction=0.5)),
     ),
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100)),
 )
-default_hooks = dict(logger=dict(interval=25), visualization=dict(interval=1))
+train_cfg = dict(max_epochs=4, val_interval=2)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=4, convert_to_iter_based=True),
+]
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
+default_hooks = dict(logger=dict(interval=25), visualization=dict(interval=10))

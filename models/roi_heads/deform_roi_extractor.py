@@ -41,13 +41,13 @@ class DeformRoIExtractor(SingleRoIExtractor):
         finest_scale: RoIs below twice this size (pixels of the input) go to the first map.
         deform: arguments of `dcn.DeformRoIPool` for 'dpool' and 'mdpool': gamma, fc_channels,
             shared_fc (False for the layout of mmdetection's checkpoints). Every map has a branch
-            of its own, as in mmdetection.
+            of its own, as in mmdetection. 'align' leaves them aside, so that `pool` alone switches.
 
     Shapes: maps [N, C, H_i, W_i] and RoIs [K, 5] (batch index, x1, y1, x2, y2; input pixels)
     -> [K, C, output_size, output_size].
 
     Raises:
-        ValueError: an unknown `pool`, or `deform` given to 'align'.
+        ValueError: an unknown `pool`.
     """
 
     def __init__(
@@ -63,8 +63,6 @@ class DeformRoIExtractor(SingleRoIExtractor):
     ) -> None:
         layer = dict(output_size=output_size, sampling_ratio=sampling_ratio)
         if pool == "align":
-            if deform:
-                raise ValueError(f"deform: pool='align' takes none, got {deform}")
             layer.update(type=RoIAlign)
         elif pool in ("dpool", "mdpool"):
             modulated = pool == "mdpool"
