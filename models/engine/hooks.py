@@ -40,7 +40,11 @@ class NonFiniteHook(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         """Raise NonFiniteError with the epoch, the iteration, the losses and the images."""
-        terms = {name: float(value) for name, value in outputs.items() if "loss" in name}
+        terms = {
+            name: float(torch.as_tensor(value).detach())
+            for name, value in outputs.items()
+            if "loss" in name
+        }
         bad = {name: value for name, value in terms.items() if not math.isfinite(value)}
         if bad:
             losses = ", ".join(f"{name} = {value}" for name, value in bad.items())

@@ -100,5 +100,5 @@ def test_pool_alone_switches():
 
 
 def test_error_names_the_pool():
-    with pytest.raises(ValueError, match="pool.*max"):
+    with pytest.raises(ValueError, match=r"pool.*max"):
         build("max")
