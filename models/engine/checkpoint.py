@@ -76,6 +76,8 @@ def _read(source, load):
                 f"it holds a Python object ({refused[1]}), which could run code; only tensors and "
                 "plain values are loaded"
             )
+        elif isinstance(error, OSError):  # the disk or, as a URLError, the network
+            reason = str(error)
         else:
             detail = (str(error).splitlines() or [""])[0]
             reason = f"truncated or not a checkpoint ({type(error).__name__}: {detail})"

@@ -1,5 +1,6 @@
 import os
 import pickle
+import urllib.error
 from collections import OrderedDict
 
 import numpy as np
@@ -137,3 +138,13 @@ def test_lenient_loading_takes_what_fits_but_not_nothing():
     assert torch.equal(model[1].weight, before)
     with pytest.raises(CheckpointError, match=r"a\.pth does not fit the model: none of its 1 keys"):
         load_weights(model, {"backbone.0.weight": torch.ones(3, 2)}, "a.pth", strict=False)
+
+
+def test_failed_download_is_not_called_a_damaged_file(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
+    with pytest.raises(CheckpointError, match=r"resnet18.*Name or service not known") as error:
+        CheckpointLoader.load_checkpoint("torchvision://resnet18")
+    assert "truncated" not in str(error.value)
