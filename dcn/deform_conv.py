@@ -181,9 +181,9 @@ def _fake_backward(grad, input, offset, weight, mask, stride, padding, dilation)
     grad_input = input.new_empty(input.shape)
     return (
         grad_input.contiguous(memory_format=reference.memory_format(input)),
-        offset.new_empty(offset.shape),
-        weight.new_empty(weight.shape),
-        grad.new_empty(0) if mask is None else mask.new_empty(mask.shape),
+        torch.empty_like(offset),
+        torch.empty_like(weight),
+        grad.new_empty(0) if mask is None else torch.empty_like(mask),
     )
 
 

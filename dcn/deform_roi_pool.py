@@ -43,7 +43,7 @@ def deform_roi_pool(
         gamma: scale of the offsets.
 
     Returns:
-        [K, C, ph, pw] of the input's dtype; channels-last if the input is.
+        [K, C, ph, pw] of the input's dtype; contiguous, as fully connected layers take it.
 
     Raises:
         TypeError: an argument is no tensor, or dtypes differ or are not among those above.
@@ -169,8 +169,7 @@ def _mlp(*channels: int) -> nn.Sequential:
 
 
 def _fake(input, rois, offset, mask, output_size, spatial_scale, sampling_ratio, gamma):
-    out = input.new_empty(rois.shape[0], input.shape[1], *output_size)
-    return out.contiguous(memory_format=reference.memory_format(input))
+    return input.new_empty(rois.shape[0], input.shape[1], *output_size)
 
 
 def _fake_backward(grad, input, rois, offset, mask, *geometry):

@@ -12,6 +12,7 @@ from .sampling import (
     compute_dtype,
     corner_index,
     from_rows,
+    like,
     make_bags,
     memory_format,
     outer,
@@ -71,7 +72,7 @@ def backward(
     grad_out = grad.permute(0, 2, 3, 1).to(dtype).reshape(-1, groups, c_out // groups)
     grad_out = grad_out.transpose(0, 1)
     grad_weight = torch.bmm(grad_out.mT, columns).view(c_out, kh, kw, group_in)
-    grad_weight = grad_weight.permute(0, 3, 1, 2).to(weight.dtype).contiguous()
+    grad_weight = like(grad_weight.permute(0, 3, 1, 2), weight)
 
     grad_columns = torch.bmm(grad_out, matrix.mT)  # [groups, N·P, K·C/groups]
     grad_columns = grad_columns.view(groups, -1, kh * kw, group_in).permute(1, 2, 0, 3)
@@ -87,10 +88,10 @@ def backward(
         grad_mask = grad.new_empty(0)
     else:
         grad_mask = (dot * outer(y.weight, x.weight)).sum(-1).permute(0, 3, 2, 1)
-        grad_mask = grad_mask.reshape(mask.shape).to(mask.dtype).contiguous()
+        grad_mask = like(grad_mask.reshape(mask.shape), mask)
     return (
         from_rows(grad_rows, input),
-        grad_offset.reshape(offset.shape).to(offset.dtype).contiguous(),
+        like(grad_offset.reshape(offset.shape), offset),
         grad_weight,
         grad_mask,
     )

@@ -14,7 +14,6 @@ from .sampling import (
     edge_padded_axis,
     from_rows,
     make_bags,
-    memory_format,
     outer,
     sum_bags,
     sum_bags_backward_table,
@@ -37,8 +36,7 @@ def forward(
     pooling = _Pooling(input, rois, offset, mask, output_size, spatial_scale, sampling_ratio, gamma)
     rows = to_rows(input, 1, compute_dtype(input))
     out = sum_bags(rows, pooling.bags).view(rois.shape[0], *output_size, input.shape[1])
-    out = out.permute(0, 3, 1, 2).to(input.dtype)
-    return out.contiguous(memory_format=memory_format(input))
+    return out.permute(0, 3, 1, 2).to(input.dtype).contiguous()
 
 
 def backward(
@@ -86,7 +84,7 @@ class _Pooling:
         pooled_h, pooled_w = output_size
         num_bins = pooled_h * pooled_w
         dtype = compute_dtype(input)
-        image = _image_index(rois, n)
+        image = image_index(rois, n)
         x1, y1, x2, y2 = (rois[:, 1:].to(dtype) * spatial_scale - 0.5).unbind(1)
         roi_w, roi_h = x2 - x1, y2 - y1
         bin_w, bin_h = roi_w / pooled_w, roi_h / pooled_h
@@ -141,7 +139,7 @@ class _Pooling:
         return total.view(self.shape)
 
 
-def _image_index(rois: Tensor, num_images: int) -> Tensor:
+def image_index(rois: Tensor, num_images: int) -> Tensor:
     """The RoIs' batch indices as int64; ValueError where one names no image of the batch."""
     image = rois[:, 0]
     bad = ~((image >= 0) & (image < num_images))

@@ -123,6 +123,13 @@ def from_rows(rows: Tensor, like: Tensor) -> Tensor:
     return grid.to(like.dtype).contiguous(memory_format=memory_format(like))
 
 
+def like(values: Tensor, tensor: Tensor) -> Tensor:
+    """The values in the dtype and layout of `torch.empty_like(tensor)`."""
+    values = values.to(tensor.dtype)
+    result = torch.empty_like(tensor)
+    return values if values.stride() == result.stride() else result.copy_(values)
+
+
 def memory_format(input: Tensor) -> torch.memory_format:
     """Channels-last for a channels-last input, else contiguous: what operators give back."""
     if input.is_contiguous():

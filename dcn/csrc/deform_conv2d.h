@@ -1,0 +1,387 @@
+// Modulated deformable convolution (arXiv 1811.11168, equation 1).
+//
+// Forward: threads take tiles of output positions. The samples of a tile, for a few kernel points
+// at a time, are gathered into a small matrix, which is multiplied by the packed weights.
+//
+// Backward: threads take slices of input channels (see Slices). The gradient of a tile's samples
+// is a matrix product; while it is spread over the input's gradient, the samples are gathered
+// again, and a second product adds them to the weight's gradient.
+#pragma once
+
+#include "matmul.h"
+#include "sampling.h"
+
+namespace dcn {
+namespace DCN_ISA {
+
+template <typename T>
+class Convolution {
+   public:
+    using A = typename Compute<T>::type;
+
+    explicit Convolution(const DeformConv2d& args)
+        : args(args),
+          points(args.kh * args.kw),
+          positions(args.n * args.out_h * args.out_w),
+          group_in(args.c_in / args.groups),
+          group_out(args.c_out / args.groups),
+          deform_in(args.c_in / args.deform_groups),
+          width(panel_width<A>(group_out)),
+          padded_out(round_up(group_out, width)) {}
+
+    void forward() const {
+        const int64_t blocks = ceil_div(points * args.c_in, most(kForwardDepth, args.c_in));
+        const int64_t block = ceil_div(points, blocks);  // kernel points at a time
+        const int64_t panels = args.groups * (padded_out / width);
+        const int64_t sample_row = block * args.c_in + kPad;
+        const int64_t sum_row = args.groups * padded_out;
+
+        const Buffers<A> packed(panels, points * group_in * width);
+        const Buffers<A> samples(args.threads, kForwardTile * sample_row);
+        const Buffers<A> sums(args.threads, kForwardTile * sum_row);
+        const Buffers<T> outside(1, args.c_in);
+
+#pragma omp parallel num_threads(args.threads)
+        {
+#pragma omp for schedule(dynamic)
+            for (int64_t i = 0; i < panels; i++) {
+                const int64_t group = i * width / padded_out, first = i * width % padded_out;
+                const int64_t row = points * group_in;
+                pack_panel(row, group_out - first, width,
+                           data<A>(args.weight) + (group * group_out + first) * row, 1, row,
+                           packed[i]);
+            }
+
+            A* const sample = samples[omp_get_thread_num()];
+            A* const sum = sums[omp_get_thread_num()];
+#pragma omp for schedule(dynamic)
+            for (int64_t q = 0; q < positions; q += kForwardTile) {
+                const int64_t rows = least(kForwardTile, positions - q);
+                for (int64_t p0 = 0; p0 < points; p0 += block) {
+                    const int64_t p1 = least(p0 + block, points);
+                    for (int64_t m = 0; m < rows; m++) {
+                        gather_samples(position(q + m), p0, p1, outside[0],
+                                       sample + m * sample_row);
+                    }
+                    for (int64_t i = 0; i < panels; i++) {
+                        const int64_t group = i * width / padded_out;
+                        multiply_panel(rows, width, p1 - p0, group_in, sample + group * group_in,
+                                       sample_row, args.c_in, packed[i] + p0 * group_in * width,
+                                       p0 > 0, sum + i * width, sum_row);
+                    }
+                }
+                write_output(q, rows, sum, sum_row);
+            }
+        }
+    }
+
+    void backward() const {
+        const Slices<A> slices(args.c_in, args.threads);
+        const int64_t slice_groups = least(args.groups, (slices.size - 2) / group_in + 2);
+        // As many kernel points at a time as keep weights and their gradient in the cache.
+        const int64_t most_points = most(1, kBackwardWeights / (slices.size * padded_out));
+        const int64_t block = ceil_div(points, ceil_div(points, most_points));
+        const int64_t grad_row = slice_groups * padded_out + kPad;
+        const int64_t sample_row = block * slices.size + kPad + 2 * kLanes<A>;
+        const int64_t samples_each = args.deform_groups * points;
+        const int64_t budget = args.threads * kPartials / (slices.count * samples_each * 3);
+        const int64_t chunk = least(positions, round_up(most(budget, 1), kBackwardTile));
+
+        const Buffers<A> grads(args.threads, kBackwardTile * grad_row);
+        const Buffers<A> samples(args.threads, kBackwardTile * sample_row);
+        const Buffers<A> packed(args.threads,
+                                block * slice_groups * group_out *
+                                    round_up(least(slices.size, group_in), 2 * kLanes<A>));
+        const Buffers<A> weights(args.threads, block * slices.size * padded_out);
+        const Buffers<A> partials(slices.count, chunk * samples_each * 3);
+        const Buffers<T> outside(1, args.c_in);
+        const Buffers<A> nowhere(args.threads, args.c_in);
+
+#pragma omp parallel num_threads(args.threads)
+        for (int64_t first = 0; first < positions; first += chunk) {
+            const int64_t last = least(first + chunk, positions);
+            const int thread = omp_get_thread_num();
+#pragma omp for schedule(dynamic)
+            for (int64_t i = 0; i < slices.count; i++) {
+                for (int64_t p0 = 0; p0 < points; p0 += block) {
+                    const Block at{slices[i], p0, least(p0 + block, points)};
+                    pack_weights(at, packed[thread]);
+                    const int64_t weight_rows = (at.p1 - at.p0) * at.slice.size();
+                    std::memset(weights[thread], 0, weight_rows * padded_out * sizeof(A));
+                    for (int64_t q = first; q < last; q += kBackwardTile) {
+                        const int64_t rows = least(kBackwardTile, last - q);
+                        read_grad(at, q, rows, grads[thread], grad_row);
+                        grad_samples(at, rows, grads[thread], grad_row, packed[thread],
+                                     samples[thread], sample_row);
+                        for (int64_t m = 0; m < rows; m++) {
+                            spread_samples(at, position(q + m), outside[0], nowhere[thread],
+                                           samples[thread] + m * sample_row,
+                                           partials[i] + (q + m - first) * samples_each * 3);
+                        }
+                        grad_weights(at, rows, grads[thread], grad_row, samples[thread],
+                                     sample_row, weights[thread]);
+                    }
+                    write_grad_weight(at, weights[thread]);
+                }
+            }
+#pragma omp for
+            for (int64_t q = first; q < last; q++) {
+                write_grad_offset(position(q), slices, partials, (q - first) * samples_each * 3);
+            }
+        }
+    }
+
+   private:
+    static constexpr int64_t kForwardTile = 48;    // positions; a multiple of every kRows
+    static constexpr int64_t kBackwardTile = 96;   // positions; the same
+    static constexpr int64_t kForwardDepth = 512;  // columns of samples, unless one point has more
+    static constexpr int64_t kBackwardWeights = 64 * 1024;
+    static constexpr int64_t kPartials = 512 * 1024;
+    static constexpr int64_t kPad = 16;  // rows 4 KB apart would share a set of the cache
+
+    struct Position {
+        int64_t image, y, x;
+    };
+
+    // Kernel points [p0, p1) and a slice of input channels.
+    struct Block {
+        Range slice;
+        int64_t p0, p1;
+    };
+
+    template <typename Data>
+    static Data* data(void* pointer) {
+        return static_cast<Data*>(pointer);
+    }
+    template <typename Data>
+    static const Data* data(const void* pointer) {
+        return static_cast<const Data*>(pointer);
+    }
+
+    Position position(int64_t q) const {
+        const int64_t row = q / args.out_w;
+        return {row / args.out_h, row % args.out_h, q % args.out_w};
+    }
+
+    static int64_t element(Position at, int64_t channel, const int64_t stride[4]) {
+        return at.image * stride[0] + channel * stride[1] + at.y * stride[2] + at.x * stride[3];
+    }
+
+    // Where kernel point p of deform group g samples, and its modulation; false where it reads zero.
+    bool locate(Position at, int64_t p, int64_t g, Corners<A>& corners, A& modulation) const {
+        const A* delta =
+            data<A>(args.offset) + element(at, 2 * (g * points + p), args.offset_stride);
+        const int64_t y = at.y * args.stride[0] - args.padding[0] + p / args.kw * args.dilation[0];
+        const int64_t x = at.x * args.stride[1] - args.padding[1] + p % args.kw * args.dilation[1];
+        modulation = 1;
+        if (args.mask != nullptr) {
+            modulation = data<A>(args.mask)[element(at, g * points + p, args.mask_stride)];
+        }
+        return corners.locate(static_cast<A>(y) + delta[0],
+                              static_cast<A>(x) + delta[args.offset_stride[1]], args.h, args.w);
+    }
+
+    // The samples of one position: [point][channel].
+    void gather_samples(Position at, int64_t p0, int64_t p1, const T* outside, A* to) const {
+        const T* image = data<T>(args.input) + at.image * args.h * args.w * args.c_in;
+        for (int64_t p = p0; p < p1; p++) {
+            for (int64_t g = 0; g < args.deform_groups; g++, to += deform_in) {
+                Corners<A> corners;
+                A modulation;
+                if (!locate(at, p, g, corners, modulation)) {
+                    std::memset(to, 0, deform_in * sizeof(A));
+                    continue;
+                }
+                const T* row[4];
+                A weight[4];
+                for (int i = 0; i < 4; i++) {
+                    const int64_t pixel = corners.pixel[i];
+                    row[i] = pixel < 0 ? outside : image + pixel * args.c_in + g * deform_in;
+                    weight[i] = corners.weight[i] * modulation;
+                }
+                gather<false>(deform_in, row, weight, to);
+            }
+        }
+    }
+
+    void write_output(int64_t q, int64_t rows, A* sum, int64_t sum_row) const {
+        T* image[kForwardTile];
+        for (int64_t m = 0; m < rows; m++) {
+            image[m] = data<T>(args.output) + element(position(q + m), 0, args.output_stride);
+        }
+        for (int64_t g = 0; g < args.groups; g++, sum += padded_out) {
+            if (args.bias != nullptr) {
+                const A* bias = data<A>(args.bias) + g * group_out;
+                for (int64_t m = 0; m < rows; m++) {
+                    for (int64_t o = 0; o < group_out; o++) sum[m * sum_row + o] += bias[o];
+                }
+            }
+            store_rows(rows, group_out, sum, sum_row, image, args.output_stride[1]);
+            for (int64_t m = 0; m < rows; m++) image[m] += group_out * args.output_stride[1];
+        }
+    }
+
+    // Calls work(group, its channels in the slice) for every group that the slice has a part of.
+    template <typename Work>
+    void for_groups(Range slice, Work work) const {
+        for (int64_t g = slice.begin / group_in; g * group_in < slice.end; g++) {
+            work(g, slice.cut({g * group_in, (g + 1) * group_in}));
+        }
+    }
+
+    // Of every point and group, panels of input channels: [output channel][input channel].
+    void pack_weights(const Block& at, A* to) const {
+        for (int64_t p = at.p0; p < at.p1; p++) {
+            for_groups(at.slice, [&](int64_t g, Range part) {
+                const int64_t columns = panel_width<A>(part.size()), row = points * group_in;
+                const A* weight = data<A>(args.weight) + g * group_out * row + p * group_in;
+                for (int64_t c = part.begin; c < part.end; c += columns, to += group_out * columns) {
+                    pack_panel(group_out, part.end - c, columns, weight + c - g * group_in, row, 1,
+                               to);
+                }
+            });
+        }
+    }
+
+    // The output's gradient in the groups of the slice, each padded to whole panels.
+    void read_grad(const Block& at, int64_t q, int64_t rows, A* to, int64_t to_row) const {
+        T* image[kBackwardTile];
+        for_groups(at.slice, [&](int64_t g, Range) {
+            for (int64_t m = 0; m < rows; m++) {
+                image[m] = data<T>(args.output) +
+                           element(position(q + m), g * group_out, args.output_stride);
+            }
+            load_rows(rows, group_out, image, args.output_stride[1], to, to_row);
+            to += padded_out;
+        });
+    }
+
+    // The gradient of the samples: [position][point][channel].
+    void grad_samples(const Block& at, int64_t rows, const A* grad, int64_t grad_row,
+                      const A* packed, A* to, int64_t to_row) const {
+        for (int64_t p = at.p0; p < at.p1; p++) {
+            const A* part_grad = grad;
+            for_groups(at.slice, [&](int64_t, Range part) {
+                // A panel may write beyond the part; what comes next, comes later.
+                const int64_t columns = panel_width<A>(part.size());
+                for (int64_t c = 0; c < part.size(); c += columns, packed += group_out * columns) {
+                    multiply_panel(rows, columns, 1, group_out, part_grad, grad_row, 0, packed,
+                                   false, to + c, to_row);
+                }
+                part_grad += padded_out;
+                to += part.size();
+            });
+        }
+    }
+
+    // Of one position: adds to the input's gradient, replaces the samples' gradients by the samples,
+    // and writes the slice's part of the gradients of y, x and the mask.
+    void spread_samples(const Block& at, Position position, const T* outside, A* nowhere,
+                        A* samples, A* partial) const {
+        const int64_t image = position.image * args.h * args.w * args.c_in;
+        for (int64_t p = at.p0; p < at.p1; p++) {
+            for (int64_t g = at.slice.begin / deform_in; g * deform_in < at.slice.end; g++) {
+                const Range part = at.slice.cut({g * deform_in, (g + 1) * deform_in});
+                A* const grad = partial + (g * points + p) * 3;
+                A* const sample = samples;
+                samples += part.size();
+                Corners<A> corners;
+                A modulation;
+                if (!locate(position, p, g, corners, modulation)) {
+                    grad[0] = grad[1] = grad[2] = 0;
+                    std::memset(sample, 0, part.size() * sizeof(A));
+                    continue;
+                }
+                const T* row[4];
+                A* grad_row[4];
+                A weight[4], dot[4];
+                for (int i = 0; i < 4; i++) {
+                    const int64_t pixel = corners.pixel[i];
+                    const int64_t at_pixel = image + pixel * args.c_in + part.begin;
+                    row[i] = pixel < 0 ? outside : data<T>(args.input) + at_pixel;
+                    grad_row[i] = pixel < 0 ? nowhere : data<A>(args.grad_input) + at_pixel;
+                    weight[i] = corners.weight[i] * modulation;
+                }
+                scatter(part.size(), sample, weight, grad_row);
+                dots(part.size(), sample, row, dot);
+                gather<false>(part.size(), row, weight, sample);
+                grad[0] = modulation * ((dot[2] - dot[0]) * (1 - corners.part_x) +
+                                        (dot[3] - dot[1]) * corners.part_x);
+                grad[1] = modulation * ((dot[1] - dot[0]) * (1 - corners.part_y) +
+                                        (dot[3] - dot[2]) * corners.part_y);
+                grad[2] = corners.weight[0] * dot[0] + corners.weight[1] * dot[1] +
+                          corners.weight[2] * dot[2] + corners.weight[3] * dot[3];
+            }
+        }
+    }
+
+    // Adds to the gradient of the block's weights: [point][input channel][output channel].
+    void grad_weights(const Block& at, int64_t rows, const A* grad, int64_t grad_row,
+                      const A* samples, int64_t sample_row, A* to) const {
+        const bool one_group = at.slice.end <= (at.slice.begin / group_in + 1) * group_in;
+        const int64_t count = at.p1 - at.p0;
+        if (one_group) {  // all points at once, as there is no other group between them
+            multiply_transposed(count * at.slice.size(), padded_out, width, rows, samples,
+                                sample_row, grad, grad_row, to, padded_out);
+            return;
+        }
+        for (int64_t p = 0; p < count; p++) {
+            const A* part_grad = grad;
+            for_groups(at.slice, [&](int64_t, Range part) {
+                multiply_transposed(part.size(), padded_out, width, rows, samples, sample_row,
+                                    part_grad, grad_row, to, padded_out);
+                part_grad += padded_out;
+                samples += part.size();
+                to += part.size() * padded_out;
+            });
+        }
+    }
+
+    void write_grad_weight(const Block& at, const A* from) const {
+        for (int64_t p = at.p0; p < at.p1; p++) {
+            for_groups(at.slice, [&](int64_t g, Range part) {
+                for (int64_t o = 0; o < group_out; o++) {
+                    A* to = data<A>(args.grad_weight) +
+                            ((g * group_out + o) * points + p) * group_in - g * group_in;
+                    for (int64_t c = part.begin; c < part.end; c++) {
+                        to[c] += from[(c - part.begin) * padded_out + o];
+                    }
+                }
+                from += part.size() * padded_out;
+            });
+        }
+    }
+
+    // Sums what the slices have of the gradients of offset and mask.
+    void write_grad_offset(Position at, const Slices<A>& slices, const Buffers<A>& partials,
+                           int64_t first) const {
+        for (int64_t g = 0; g < args.deform_groups; g++) {
+            const int64_t slice = g * deform_in / slices.size;
+            const int64_t last_slice = ((g + 1) * deform_in - 1) / slices.size;
+            for (int64_t p = 0; p < points; p++) {
+                A grad[3] = {0, 0, 0};
+                for (int64_t i = slice; i <= last_slice; i++) {
+                    for (int j = 0; j < 3; j++) {
+                        grad[j] += partials[i][first + (g * points + p) * 3 + j];
+                    }
+                }
+                A* to = data<A>(args.grad_offset) +
+                        element(at, 2 * (g * points + p), args.grad_offset_stride);
+                to[0] = grad[0];
+                to[args.grad_offset_stride[1]] = grad[1];
+                if (args.mask != nullptr) {
+                    data<A>(args.grad_mask)[element(at, g * points + p, args.grad_mask_stride)] =
+                        grad[2];
+                }
+            }
+        }
+    }
+
+    const DeformConv2d& args;
+    const int64_t points, positions, group_in, group_out, deform_in;
+    const int64_t width;       // of a panel of output channels
+    const int64_t padded_out;  // output channels of a group, in whole panels
+};
+
+}  // namespace DCN_ISA
+}  // namespace dcn

@@ -1,0 +1,39 @@
+// The kernels of one instruction set; included once for each, with DCN_ISA and DCN_VECTOR_BYTES.
+#pragma once
+
+#include "deform_conv2d.h"
+#include "deform_roi_pool.h"
+
+namespace dcn {
+namespace DCN_ISA {
+
+// Calls work with a value of the storage type.
+template <typename Work>
+void with_type(int64_t dtype, Work work) {
+    if (dtype == kFloat32) work(float());
+    if (dtype == kFloat64) work(double());
+    if (dtype == kBFloat16) work(BFloat16());
+}
+
+void deform_conv2d_forward(const DeformConv2d& args) {
+    with_type(args.dtype, [&](auto value) { Convolution<decltype(value)>(args).forward(); });
+}
+
+void deform_conv2d_backward(const DeformConv2d& args) {
+    with_type(args.dtype, [&](auto value) { Convolution<decltype(value)>(args).backward(); });
+}
+
+void deform_roi_pool_forward(const DeformRoIPool& args) {
+    with_type(args.dtype, [&](auto value) { RoIPooling<decltype(value)>(args).forward(); });
+}
+
+void deform_roi_pool_backward(const DeformRoIPool& args) {
+    with_type(args.dtype, [&](auto value) { RoIPooling<decltype(value)>(args).backward(); });
+}
+
+extern const Kernels kernels;
+const Kernels kernels{deform_conv2d_forward, deform_conv2d_backward, deform_roi_pool_forward,
+                      deform_roi_pool_backward};
+
+}  // namespace DCN_ISA
+}  // namespace dcn

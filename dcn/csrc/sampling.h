@@ -1,0 +1,87 @@
+// Bilinear samples as weighted sums of four rows of channels.
+#pragma once
+
+#include "common.h"
+
+namespace dcn {
+namespace DCN_ISA {
+
+// to[c] (+)= sum_i weight[i] · row[i][c]
+template <bool Add, typename T, typename A>
+inline void gather(int64_t n, const T* const row[4], const A weight[4], A* to) {
+    const T *r0 = row[0], *r1 = row[1], *r2 = row[2], *r3 = row[3];
+    const A w0 = weight[0], w1 = weight[1], w2 = weight[2], w3 = weight[3];
+#pragma omp simd
+    for (int64_t c = 0; c < n; c++) {
+        const A sum = w0 * load(r0[c]) + w1 * load(r1[c]) + w2 * load(r2[c]) + w3 * load(r3[c]);
+        to[c] = Add ? to[c] + sum : sum;
+    }
+}
+
+// to[i][c] += weight[i] · grad[c]; no two rows overlap, but for one that is never read.
+template <typename A>
+inline void scatter(int64_t n, const A* grad, const A weight[4], A* const to[4]) {
+    A *t0 = to[0], *t1 = to[1], *t2 = to[2], *t3 = to[3];
+    const A w0 = weight[0], w1 = weight[1], w2 = weight[2], w3 = weight[3];
+#pragma omp simd
+    for (int64_t c = 0; c < n; c++) {
+        const A g = grad[c];
+        t0[c] += w0 * g;
+        t1[c] += w1 * g;
+        t2[c] += w2 * g;
+        t3[c] += w3 * g;
+    }
+}
+
+// result[i] = sum_c grad[c] · row[i][c]
+template <typename T, typename A>
+inline void dots(int64_t n, const A* grad, const T* const row[4], A result[4]) {
+    const T *r0 = row[0], *r1 = row[1], *r2 = row[2], *r3 = row[3];
+    A d0 = 0, d1 = 0, d2 = 0, d3 = 0;
+#pragma omp simd reduction(+ : d0, d1, d2, d3)
+    for (int64_t c = 0; c < n; c++) {
+        const A g = grad[c];
+        d0 += g * load(r0[c]);
+        d1 += g * load(r1[c]);
+        d2 += g * load(r2[c]);
+        d3 += g * load(r3[c]);
+    }
+    result[0] = d0, result[1] = d1, result[2] = d2, result[3] = d3;
+}
+
+template <typename A>
+inline int64_t floor(A value) {
+    const int64_t whole = static_cast<int64_t>(value);
+    return whole - (static_cast<A>(whole) > value);
+}
+
+// Four neighbouring pixels (low, low), (low, high), (high, low), (high, high) of a position.
+template <typename A>
+struct Corners {
+    // False where all four lie outside, or the position is not finite.
+    bool locate(A y, A x, int64_t h, int64_t w) {
+        if (!(y >= -1 && y < static_cast<A>(h) && x >= -1 && x < static_cast<A>(w))) return false;
+        const int64_t low_y = floor(y), low_x = floor(x);
+        // Also from above, as h and w may be beyond what A holds exactly.
+        const bool top = low_y >= 0 && low_y < h, bottom = low_y + 1 < h;
+        const bool left = low_x >= 0 && low_x < w, right = low_x + 1 < w;
+        const int64_t p = low_y * w + low_x;
+        pixel[0] = top && left ? p : -1;
+        pixel[1] = top && right ? p + 1 : -1;
+        pixel[2] = bottom && left ? p + w : -1;
+        pixel[3] = bottom && right ? p + w + 1 : -1;
+        part_y = y - static_cast<A>(low_y), part_x = x - static_cast<A>(low_x);
+        weight[0] = (1 - part_y) * (1 - part_x);
+        weight[1] = (1 - part_y) * part_x;
+        weight[2] = part_y * (1 - part_x);
+        weight[3] = part_y * part_x;
+        return true;
+    }
+
+    int64_t pixel[4];  // -1 outside
+    A weight[4];
+    A part_y, part_x;  // of the high neighbours
+};
+
+}  // namespace DCN_ISA
+}  // namespace dcn

@@ -1,0 +1,63 @@
+"""Builds dcn's CPU kernels; everything else about the package is in pyproject.toml."""
+
+import hashlib
+import platform
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+CSRC = Path("dcn/csrc")
+X86_64 = platform.machine().lower() in ("x86_64", "amd64")
+
+# Each instruction set is compiled apart, and picked at run time.
+FLAGS = {"baseline.cpp": []}
+if X86_64:
+    FLAGS["avx2.cpp"] = ["-mavx2", "-mfma"]
+    FLAGS["avx512.cpp"] = [
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
+        "-mprefer-vector-width=512",
+    ]
+
+
+def fingerprint() -> str:
+    """Of the sources, so that `dcn` can tell kernels that were built from others."""
+    digest = hashlib.sha256()
+    for file in sorted([*CSRC.glob("*.h"), *CSRC.glob("*.cpp")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+class BuildKernels(build_ext):
+    """Gives each file the flags of its instruction set."""
+
+    def build_extension(self, ext: Extension) -> None:
+        compile_file = self.compiler._compile
+
+        def with_flags(obj, src, ext, cc_args, extra_postargs, pp_opts):
+            flags = [*extra_postargs, *FLAGS.get(Path(src).name, [])]
+            compile_file(obj, src, ext, cc_args, flags, pp_opts)
+
+        self.compiler._compile = with_flags
+        super().build_extension(ext)
+
+
+setup(
+    cmdclass={"build_ext": BuildKernels},
+    ext_modules=[
+        Extension(
+            "dcn._kernels",
+            sources=[str(CSRC / name) for name in ["library.cpp", *FLAGS]],
+            depends=[str(file) for file in sorted(CSRC.glob("*.h"))],
+            define_macros=[("DCN_SOURCES", f'"{fingerprint()}"')],
+            extra_compile_args=[
+                *("-std=c++17", "-O3", "-fopenmp", "-ffp-contract=fast"),
+                *("-fvisibility=hidden", "-Wall", "-Wextra"),
+            ],
+            extra_link_args=["-fopenmp"],
+            # Without a compiler dcn runs in plain PyTorch, and says so when it is imported.
+            optional=True,
+        )
+    ],
+)
