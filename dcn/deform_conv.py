@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from .library import check_shape, check_tensors, define, pair
 from .reference import deform_conv as reference
+from .reference.sampling import memory_format
 
 
 def deform_conv2d(
@@ -174,13 +175,13 @@ class DeformConv2d(nn.Conv2d):
 
 def _fake(input, offset, weight, bias, mask, stride, padding, dilation):
     out = input.new_empty(input.shape[0], weight.shape[0], *offset.shape[2:])
-    return out.contiguous(memory_format=reference.memory_format(input))
+    return out.contiguous(memory_format=memory_format(input))
 
 
 def _fake_backward(grad, input, offset, weight, mask, stride, padding, dilation):
     grad_input = input.new_empty(input.shape)
     return (
-        grad_input.contiguous(memory_format=reference.memory_format(input)),
+        grad_input.contiguous(memory_format=memory_format(input)),
         torch.empty_like(offset),
         torch.empty_like(weight),
         grad.new_empty(0) if mask is None else torch.empty_like(mask),

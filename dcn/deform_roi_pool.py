@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .library import check_shape, check_tensors, define, is_autocast_enabled, pair
 from .reference import deform_roi_pool as reference
+from .reference.sampling import memory_format
 
 
 def deform_roi_pool(
@@ -175,7 +176,7 @@ def _fake(input, rois, offset, mask, output_size, spatial_scale, sampling_ratio,
 def _fake_backward(grad, input, rois, offset, mask, *geometry):
     grad_input = input.new_empty(input.shape)
     return (
-        grad_input.contiguous(memory_format=reference.memory_format(input)),
+        grad_input.contiguous(memory_format=memory_format(input)),
         grad.new_empty(0) if offset is None else offset.new_empty(offset.shape),
         grad.new_empty(0) if mask is None else mask.new_empty(mask.shape),
     )

@@ -27,6 +27,7 @@ class Runner(mmengine.runner.Runner):
       directory and refuses if there is none.
     - :class:`EpochSeedHook` and :class:`NonFiniteHook` are always on. Data workers restart every
       epoch, since their random state would be lost with the process.
+    - The model runs channels-last, which dcn's kernels and oneDNN's convolutions want.
     - With ``launcher='pytorch'`` and no accelerator the processes use gloo on the CPU.
     """
 
@@ -37,6 +38,10 @@ class Runner(mmengine.runner.Runner):
         if self._launcher == "pytorch" and get_device() == "cpu" and not is_distributed():
             torch.distributed.init_process_group("gloo")
         super().setup_env(env_cfg)
+
+    def build_model(self, model):
+        # weights in this format make every convolution's output follow, whatever the images have
+        return super().build_model(model).to(memory_format=torch.channels_last)
 
     def wrap_model(self, model_wrapper_cfg, model):
         if self.distributed and get_device() == "cpu" and model_wrapper_cfg is None:
