@@ -6,7 +6,7 @@ thread pool, as both use OpenMP.
 
 import ctypes
 import hashlib
-import importlib.util
+import importlib.machinery
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +60,8 @@ def fingerprint(sources: Path) -> str:
 
 def _load() -> ctypes.CDLL:
     """The kernels; ImportError says why there are none."""
-    spec = importlib.util.find_spec("dcn._kernels")
+    # Beside this file and nowhere else: another copy of dcn may be installed.
+    spec = importlib.machinery.PathFinder.find_spec("dcn._kernels", [str(Path(__file__).parent)])
     if spec is None:
         raise ImportError("they have not been built")
     try:
@@ -68,7 +69,7 @@ def _load() -> ctypes.CDLL:
     except OSError as error:
         raise ImportError(str(error)) from error
     library.dcn_sources.restype = library.dcn_capability.restype = ctypes.c_char_p
-    sources = Path(__file__).parent / "csrc"  # not part of an installed package
+    sources = Path(__file__).parent / "csrc"  # an installed package may be without
     if sources.is_dir() and library.dcn_sources().decode() != fingerprint(sources):
         raise ImportError("they were built from other sources than these")
     return library
@@ -98,7 +99,7 @@ def deform_conv2d(
     image, offset, weight, bias, mask = _operands(input, offset, weight, bias, mask)
     arguments = _conv_arguments(image, offset, weight, mask, out, stride, padding, dilation)
     arguments.bias = _pointer(bias)
-    _call(_library.dcn_deform_conv2d_forward, arguments)
+    _call(library.dcn_deform_conv2d_forward, arguments)
     return out
 
 
@@ -133,7 +134,7 @@ def deform_conv2d_backward(
     if mask is not None:
         arguments.grad_mask = _pointer(grad_mask)
         arguments.grad_mask_stride[:] = grad_mask.stride()
-    _call(_library.dcn_deform_conv2d_backward, arguments)
+    _call(library.dcn_deform_conv2d_backward, arguments)
     grad_input = grad_input.to(input.dtype).contiguous(memory_format=memory_format(input))
     return (
         grad_input,
@@ -161,7 +162,7 @@ def deform_roi_pool(
     out = input.new_empty(rois.shape[0], input.shape[1], *output_size)
     tensors = _roi_tensors(input, rois, offset, mask)
     arguments = _roi_arguments(*tensors, out, *geometry)
-    _call(_library.dcn_deform_roi_pool_forward, arguments)
+    _call(library.dcn_deform_roi_pool_forward, arguments)
     return out
 
 
@@ -193,7 +194,7 @@ def deform_roi_pool_backward(
     arguments.grad_input = _pointer(grad_input)
     arguments.grad_offset = _pointer(None if offset is None else grad_offset)
     arguments.grad_mask = _pointer(None if mask is None else grad_mask)
-    _call(_library.dcn_deform_roi_pool_backward, arguments)
+    _call(library.dcn_deform_roi_pool_backward, arguments)
     return (
         grad_input.to(input.dtype).contiguous(memory_format=memory_format(input)),
         grad_offset.to(input.dtype),
@@ -314,9 +315,9 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 
 try:
-    _library = _load()
+    library = _load()
 except ImportError as error:
-    _library = None
+    library = None
     warnings.warn(
         f"dcn: no compiled kernels for the CPU ({error}), so its operators run there in plain "
         "PyTorch, several times slower. To build them, with a C++ compiler installed: "

@@ -1,0 +1,1 @@
+"""What tools/benchmark.py measures, and how. Needs torch and torchvision; mmcv and mmdet join in."""

@@ -1,0 +1,143 @@
+"""A whole training step and inference of Faster R-CNN R-50-FPN, beside mmdet's own."""
+
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+import models  # noqa: F401  # registers ours
+
+from .measure import peak_extra_memory, times
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "dcnv2"
+# Ours, and mmdet's of the same architecture.
+PAIRS = {
+    "regular": (
+        "faster-rcnn_r50_fpn_1x_coco.py",
+        "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
+    ),
+    "mdconv c3–c5": (
+        "faster-rcnn_r50_fpn_mdconv-c3-c5_1x_coco.py",
+        "mmdet::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
+    ),
+}
+HEIGHT, WIDTH, BATCH, BOXES = 240, 320, 2, 8
+
+
+def build(config: str) -> nn.Module:
+    config = get_config(config) if config.startswith("mmdet::") else Config.fromfile(config)
+    config.model.backbone.init_cfg = None
+    torch.manual_seed(0)
+    model = MODELS.build(config.model)
+    model.init_weights()
+    return model
+
+
+def build_pair(ours: str, theirs: str) -> tuple[nn.Module, nn.Module]:
+    """With the same weights; offsets are a pixel or two, masks spread around a half."""
+    own, other = build(str(CONFIGS / ours)), build(theirs)
+    for name, parameter in own.named_parameters():
+        if "conv_offset.bias" in name:
+            nn.init.normal_(parameter)
+    other.load_state_dict(own.state_dict())
+    # As models.engine.Runner does.
+    return own.to(memory_format=torch.channels_last), other
+
+
+def batch() -> dict:
+    """Random images with random boxes, the same every time."""
+    gen = torch.Generator().manual_seed(0)
+    samples = []
+    for _ in range(BATCH):
+        size = (HEIGHT, WIDTH)
+        sample = DetDataSample(
+            metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0), img_id=0)
+        )
+        corner = torch.rand(BOXES, 2, generator=gen) * torch.tensor([WIDTH, HEIGHT]) * 0.7
+        extent = torch.rand(BOXES, 2, generator=gen) * 70 + 16
+        end = torch.minimum(corner + extent, torch.tensor([WIDTH, HEIGHT]) - 1.0)
+        sample.gt_instances = InstanceData(
+            bboxes=torch.cat((corner, end), 1),
+            labels=torch.randint(0, 80, (BOXES,), generator=gen),
+        )
+        samples.append(sample)
+    images = [
+        torch.randint(0, 256, (3, HEIGHT, WIDTH), generator=gen, dtype=torch.uint8) for _ in samples
+    ]
+    return dict(inputs=images, data_samples=samples)
+
+
+def losses(model: nn.Module) -> dict[str, Tensor]:
+    torch.manual_seed(0)  # the samplers draw at random
+    model.train()
+    data = model.data_preprocessor(batch(), training=True)
+    terms = model(**data, mode="loss")
+    return {name: sum(v) if isinstance(v, list) else v for name, v in terms.items()}
+
+
+def training_step(model: nn.Module) -> Callable[[], tuple]:
+    # A rate of zero, so that every step is the same work on the same weights.
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+
+    def step() -> tuple:
+        optimizer.zero_grad()
+        sum(v for name, v in losses(model).items() if "loss" in name).backward()
+        optimizer.step()
+        return ()
+
+    return step
+
+
+def inference(model: nn.Module) -> Callable[[], tuple]:
+    @torch.no_grad()
+    def infer() -> tuple:
+        model.eval()
+        model(**model.data_preprocessor(batch(), training=False), mode="predict")
+        return ()
+
+    return infer
+
+
+def run(repeats: int) -> dict:
+    """All measurements; progress goes to standard output."""
+    MMLogger.get_instance("mmengine", log_level="WARNING")
+    init_default_scope("mmdet")
+    detectors, difference = {}, 0.0
+    for kind, (ours, theirs) in PAIRS.items():
+        own, other = build_pair(ours, theirs)
+        detectors[f"dcn, {kind}"], detectors[f"mmdet, {kind}"] = own, other
+        expected = losses(other)
+        for name, value in losses(own).items():
+            scale = expected[name].abs().item() or 1.0
+            difference = max(difference, (value - expected[name]).abs().item() / scale)
+    train = times({name: training_step(m) for name, m in detectors.items()}, repeats)
+    infer = times({name: inference(m) for name, m in detectors.items()}, repeats)
+    rows = []
+    for name, model in detectors.items():
+        rows.append(
+            {
+                "model": name,
+                "train_s": statistics.median(train[name]) / 1e3,
+                "inference_s": statistics.median(infer[name]) / 1e3,
+                "train_s_all": [t / 1e3 for t in train[name]],
+                "inference_s_all": [t / 1e3 for t in infer[name]],
+                "train_mb": peak_extra_memory(training_step(model)),
+            }
+        )
+        print(
+            f"{name:20} training step {rows[-1]['train_s']:.2f} s, "
+            f"inference {rows[-1]['inference_s']:.2f} s",
+            file=sys.stdout,
+            flush=True,
+        )
+    return {"models": rows, "loss_difference": difference}

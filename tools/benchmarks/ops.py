@@ -1,0 +1,325 @@
+"""The operators beside F.conv2d, torchvision, mmcv and their own definition in plain PyTorch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor
+
+import dcn
+from dcn.reference import deform_conv as reference_conv
+from dcn.reference import deform_roi_pool as reference_pool
+
+from .measure import largest_difference, median, peak_extra_memory, times
+
+try:
+    import mmcv.ops as mmcv_ops
+except ImportError:
+    mmcv_ops = None
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A modulated deformable convolution, C_in = C_out."""
+
+    name: str
+    channels: int
+    height: int
+    width: int
+    batch: int = 1
+    kernel: int = 3
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    deform_groups: int = 1
+
+    @property
+    def shape(self) -> str:
+        return f"{self.channels}×{self.height}×{self.width}"
+
+
+# ResNet-50's conv3, conv4 and conv5 on an 800×1344 image.
+CONVS = (
+    Conv("conv3", 128, 100, 168),
+    Conv("conv4", 256, 50, 84),
+    Conv("conv5", 512, 25, 42),
+)
+VARIANTS = {
+    "batch 2": dict(batch=2),
+    "stride 2": dict(stride=2),
+    "deform_groups 4": dict(deform_groups=4),
+    "groups 32": dict(groups=32),
+    "kernel 5×5": dict(kernel=5),
+    "dilation 2": dict(dilation=2),
+}
+# An image of 16 times the pixels, for memory alone.
+LARGE = Conv("conv3", 128, 400, 672)
+NUM_ROIS = 512
+POOL_MAP = (256, 50, 84)
+
+
+class Function:
+    """One implementation: `forward()`, and `both()`, which returns output and gradients."""
+
+    def __init__(self, op: Callable, tensors: dict[str, Tensor], grad: Tensor) -> None:
+        self.op, self.tensors, self.grad = op, tensors, grad
+        self.leaves = {
+            name: t.detach().requires_grad_(name != "rois") for name, t in tensors.items()
+        }
+
+    def forward(self) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return (self.op(**self.tensors),)
+
+    def both(self) -> tuple[Tensor | None, ...]:
+        out = self.op(**self.leaves)
+        leaves = [leaf for leaf in self.leaves.values() if leaf.requires_grad]
+        return (out.detach(), *torch.autograd.grad(out, leaves, self.grad))
+
+
+class ConvReference(Function):
+    """The definition in plain PyTorch; the gradients in the same order, the bias's last."""
+
+    def __init__(self, geometry: list, tensors: dict[str, Tensor], grad: Tensor) -> None:
+        super().__init__(self._op, tensors, grad)
+        self.geometry = geometry
+
+    def _op(self, input, offset, weight, mask, bias) -> Tensor:
+        return reference_conv.forward(input, offset, weight, bias, mask, *self.geometry)
+
+    def both(self) -> tuple[Tensor, ...]:
+        (out,) = self.forward()
+        t = self.tensors
+        grads = reference_conv.backward(
+            self.grad, t["input"], t["offset"], t["weight"], t["mask"], *self.geometry
+        )
+        return (out, *grads, self.grad.sum((0, 2, 3)))
+
+
+class PoolReference(Function):
+    def __init__(self, tensors: dict[str, Tensor], grad: Tensor, sampling_ratio: int) -> None:
+        self.geometry = ((7, 7), 1 / 16, sampling_ratio, 0.1)
+        super().__init__(self._op, tensors, grad)
+
+    def _op(self, input, rois, offset=None, mask=None) -> Tensor:
+        return reference_pool.forward(input, rois, offset, mask, *self.geometry)
+
+    def both(self) -> tuple[Tensor, ...]:
+        (out,) = self.forward()
+        t = self.tensors
+        grads = reference_pool.backward(
+            self.grad, t["input"], t["rois"], t.get("offset"), t.get("mask"), *self.geometry
+        )
+        return (out, *(g for g in grads if g.numel() > 0))
+
+
+def channels_last(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
+        for name, t in tensors.items()
+    }
+
+
+def in_float64(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.double() for name, t in tensors.items()}
+
+
+def conv_functions(case: Conv) -> tuple[dict[str, Function], Function]:
+    """The implementations, each in the memory format it is fastest in, and the float64 definition.
+
+    torchvision and mmcv work in contiguous NCHW; F.conv2d is there in both formats.
+    """
+    gen = torch.Generator().manual_seed(0)
+    padding = case.dilation * (case.kernel // 2)
+    points = case.deform_groups * case.kernel**2
+    regular = dict(stride=case.stride, padding=padding, dilation=case.dilation)
+    c = case.channels
+    x = torch.randn(case.batch, c, case.height, case.width, generator=gen)
+    weight = torch.randn(c, c // case.groups, case.kernel, case.kernel, generator=gen) * 0.01
+    bias = torch.randn(c, generator=gen)
+    out = F.conv2d(x[:1, :1], weight[:1, :1], **regular).shape[2:]
+    tensors = {
+        "input": x,
+        "offset": torch.randn(case.batch, 2 * points, *out, generator=gen),
+        "weight": weight,
+        "mask": torch.rand(case.batch, points, *out, generator=gen),
+        "bias": bias,
+    }
+    grad = torch.randn(case.batch, c, *out, generator=gen)
+
+    def conv2d(input, weight, bias):
+        return F.conv2d(input, weight, bias, groups=case.groups, **regular)
+
+    def mmcv(input, offset, weight, mask, bias):
+        return mmcv_ops.modulated_deform_conv2d(
+            input,
+            offset,
+            mask,
+            weight,
+            bias,
+            case.stride,
+            padding,
+            case.dilation,
+            case.groups,
+            case.deform_groups,
+        )
+
+    plain = {name: tensors[name] for name in ("input", "weight", "bias")}
+    last, last_grad = channels_last(tensors), channels_last({"grad": grad})["grad"]
+    pairs = [[v, v] for v in (case.stride, padding, case.dilation)]
+    functions = {
+        "F.conv2d (NCHW)": Function(conv2d, plain, grad),
+        "F.conv2d (NHWC)": Function(conv2d, channels_last(plain), last_grad),
+        "dcn": Function(lambda **t: dcn.deform_conv2d(**t, **regular), last, last_grad),
+        "torchvision": Function(
+            lambda **t: torchvision.ops.deform_conv2d(**t, **regular), tensors, grad
+        ),
+        "mmcv": Function(mmcv, tensors, grad),
+        "reference": ConvReference(pairs, last, last_grad),
+    }
+    if mmcv_ops is None:
+        del functions["mmcv"]
+    return functions, ConvReference(pairs, in_float64(tensors), grad.double())
+
+
+def pool_functions(sampling_ratio: int) -> tuple[dict[str, Function], dict[str, Function]]:
+    """The implementations, and the float64 definitions without and with offsets and masks."""
+    gen = torch.Generator().manual_seed(0)
+    x = torch.randn(1, *POOL_MAP, generator=gen)
+    corner = torch.rand(NUM_ROIS, 2, generator=gen) * torch.tensor([1000.0, 600.0])
+    size = torch.rand(NUM_ROIS, 2, generator=gen) * 300 + 32
+    rois = torch.cat((torch.zeros(NUM_ROIS, 1), corner, corner + size), 1)
+    plain = {"input": x, "rois": rois}
+    deformed = plain | {
+        "offset": torch.randn(NUM_ROIS, 2, 7, 7, generator=gen),
+        "mask": torch.rand(NUM_ROIS, 1, 7, 7, generator=gen),
+    }
+    grad = torch.randn(NUM_ROIS, POOL_MAP[0], 7, 7, generator=gen)
+
+    def pool(**tensors):
+        return dcn.deform_roi_pool(
+            **tensors, output_size=7, spatial_scale=1 / 16, sampling_ratio=sampling_ratio
+        )
+
+    def torchvision_align(input, rois):
+        # its default, -1, is our 0
+        ratio = sampling_ratio or -1
+        return torchvision.ops.roi_align(input, rois, 7, 1 / 16, ratio, aligned=True)
+
+    def mmcv_align(input, rois):
+        return mmcv_ops.roi_align(input, rois, (7, 7), 1 / 16, sampling_ratio, "avg", True)
+
+    functions = {
+        "dcn": Function(pool, channels_last(plain), grad),
+        "dcn, offsets and masks": Function(pool, channels_last(deformed), grad),
+        "torchvision": Function(torchvision_align, plain, grad),
+        "mmcv": Function(mmcv_align, plain, grad),
+        "reference": PoolReference(channels_last(plain), grad, sampling_ratio),
+    }
+    if mmcv_ops is None:
+        del functions["mmcv"]
+    exact = {
+        kind: PoolReference(in_float64(tensors), grad.double(), sampling_ratio)
+        for kind, tensors in (("plain", plain), ("deformed", deformed))
+    }
+    return functions, exact
+
+
+def run(repeats: int, threads: int) -> dict:
+    """All measurements; progress goes to standard output."""
+    sections = {"convolution": [], "variants": [], "pooling": [], "threads": [], "memory": []}
+    for case in CONVS:
+        sections["convolution"].append(measure_conv(case, case.name, repeats))
+    for name, change in VARIANTS.items():
+        for case in CONVS:
+            title = f"{case.name}, {name}"
+            # The slow ones take seconds here.
+            row = measure_conv(replace(case, **change), title, min(repeats, 3), memory=False)
+            sections["variants"].append(row)
+    for ratio, name in ((2, "2×2 samples a bin"), (0, "adaptive sampling")):
+        sections["pooling"].append(measure_pool(ratio, name, repeats))
+    sections["threads"] = measure_threads(threads, repeats)
+    functions, _ = conv_functions(LARGE)
+    for name in ("F.conv2d (NHWC)", "dcn"):
+        function = functions[name]
+        sections["memory"].append(
+            {
+                "case": f"{LARGE.name}, 16 times the pixels",
+                "shape": LARGE.shape,
+                "implementation": name,
+                "forward_mb": peak_extra_memory(function.forward),
+                "both_mb": peak_extra_memory(function.both),
+            }
+        )
+    return sections
+
+
+def measure_conv(case: Conv, title: str, repeats: int, memory: bool = True) -> dict:
+    print(f"deform_conv2d, {title}, {case.shape}", flush=True)
+    functions, exact = conv_functions(case)
+    results = measure(functions, repeats, memory)
+    expected = exact.both()
+    for name, function in functions.items():
+        if not name.startswith("F.conv2d"):
+            results[name]["difference"] = largest_difference(function.both(), expected)
+    return {"case": title, "shape": case.shape, "results": results}
+
+
+def measure_pool(sampling_ratio: int, title: str, repeats: int) -> dict:
+    print(f"deform_roi_pool, {title}", flush=True)
+    functions, exact = pool_functions(sampling_ratio)
+    results = measure(functions, repeats, memory=True)
+    for name, function in functions.items():
+        kind = "deformed" if "offset" in function.tensors else "plain"
+        results[name]["difference"] = largest_difference(function.both(), exact[kind].both())
+    shape = f"{NUM_ROIS} RoIs on {'×'.join(map(str, POOL_MAP))}"
+    return {"case": title, "shape": shape, "results": results}
+
+
+def measure(functions: dict[str, Function], repeats: int, memory: bool) -> dict[str, dict]:
+    forward = times({name: f.forward for name, f in functions.items()}, repeats)
+    both = times({name: f.both for name, f in functions.items()}, repeats)
+    results = {}
+    for name, function in functions.items():
+        results[name] = {
+            "forward_ms": median(forward[name]),
+            "both_ms": median(both[name]),
+            "forward_ms_all": forward[name],
+            "both_ms_all": both[name],
+        }
+        if memory:
+            results[name]["forward_mb"] = peak_extra_memory(function.forward)
+            results[name]["both_mb"] = peak_extra_memory(function.both)
+        print(
+            f"  {name:24} {results[name]['forward_ms']:8.1f} {results[name]['both_ms']:8.1f} ms",
+            flush=True,
+        )
+    return results
+
+
+def measure_threads(threads: int, repeats: int) -> list[dict]:
+    """One thread beside `threads`, of dcn alone, in turns."""
+    if threads == 1:
+        return []
+    rows = []
+    cases = {f"deform_conv2d, {case.name}": conv_functions(case)[0]["dcn"] for case in CONVS}
+    cases["deform_roi_pool"] = pool_functions(2)[0]["dcn"]
+
+    def on(count: int, function: Callable) -> Callable:
+        def call() -> None:
+            torch.set_num_threads(count)
+            function()
+
+        return call
+
+    for name, function in cases.items():
+        print(f"threads: {name}", flush=True)
+        row = {"case": name}
+        for kind, call in (("forward", function.forward), ("both", function.both)):
+            taken = times({"one": on(1, call), "many": on(threads, call)}, repeats)
+            row[f"{kind}_ms_one"] = median(taken["one"])
+            row[f"{kind}_ms_many"] = median(taken["many"])
+        rows.append(row)
+    return rows
