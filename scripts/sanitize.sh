@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# The operators' tests and random calls of them, with CPU kernels built by GCC so that they stop at
+# the first access outside memory or undefined operation (AddressSanitizer, UBSan).
+#   ./scripts/sanitize.sh [CALLS]     random calls, 10000 if not given
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+./scripts/setup.sh
+python=$PWD/.venv/bin/python
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cp -r dcn tests pyproject.toml setup.py "$work"
+cd "$work"
+rm -f dcn/_kernels*
+
+export CC=gcc CXX=g++ CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g"
+export LDFLAGS="-fsanitize=address,undefined"
+"$python" setup.py -q build_ext --inplace
+
+# libstdc++ comes with them: it must be there before the sanitizer looks for what it intercepts.
+LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so)"
+# Python and PyTorch leave memory to the end of the process.
+export LD_PRELOAD ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$work
+"$python" -W error::UserWarning -c 'import dcn; print(dcn.__file__)'
+set -x
+"$python" -m pytest tests/dcn -p no:cacheprovider
+"$python" tests/dcn/fuzz.py --calls "${1:-10000}"
