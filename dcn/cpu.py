@@ -22,32 +22,36 @@ _SIZE, _DATA = ctypes.c_int64, ctypes.c_void_p
 _SIZES2, _SIZES4 = _SIZE * 2, _SIZE * 4
 
 
+def _fields(kind: type, *names: str) -> list[tuple[str, type]]:
+    return [(name, kind) for name in names]
+
+
 class _DeformConv2d(ctypes.Structure):
     """`DeformConv2d` of csrc/arguments.h."""
 
-    _fields_ = [
-        *((name, _SIZE) for name in "dtype threads n c_in h w c_out kh kw out_h out_w".split()),
-        *((name, _SIZE) for name in "groups deform_groups".split()),
-        *((name, _SIZES2) for name in "stride padding dilation".split()),
-        *(("input", _DATA), ("offset", _DATA), ("offset_stride", _SIZES4)),
-        *(("mask", _DATA), ("mask_stride", _SIZES4), ("weight", _DATA), ("bias", _DATA)),
-        *(("output", _DATA), ("output_stride", _SIZES4), ("grad_input", _DATA)),
-        *(("grad_offset", _DATA), ("grad_offset_stride", _SIZES4)),
-        *(("grad_mask", _DATA), ("grad_mask_stride", _SIZES4), ("grad_weight", _DATA)),
-    ]
+    _fields_ = (
+        _fields(_SIZE, "dtype", "threads", "n", "c_in", "h", "w", "c_out", "kh", "kw")
+        + _fields(_SIZE, "out_h", "out_w", "groups", "deform_groups")
+        + _fields(_SIZES2, "stride", "padding", "dilation")
+        + [("input", _DATA), ("offset", _DATA), ("offset_stride", _SIZES4)]
+        + [("mask", _DATA), ("mask_stride", _SIZES4), ("weight", _DATA), ("bias", _DATA)]
+        + [("output", _DATA), ("output_stride", _SIZES4), ("grad_input", _DATA)]
+        + [("grad_offset", _DATA), ("grad_offset_stride", _SIZES4)]
+        + [("grad_mask", _DATA), ("grad_mask_stride", _SIZES4), ("grad_weight", _DATA)]
+    )
 
 
 class _DeformRoIPool(ctypes.Structure):
     """`DeformRoIPool` of csrc/arguments.h."""
 
-    _fields_ = [
-        *((name, _SIZE) for name in "dtype threads c h w rois pooled_h pooled_w".split()),
-        *(("sampling_ratio", _SIZE), ("spatial_scale", ctypes.c_double)),
-        ("gamma", ctypes.c_double),
-        *((name, _DATA) for name in "input index boxes offset mask output".split()),
-        ("output_stride", _SIZES4),
-        *((name, _DATA) for name in "grad_input grad_offset grad_mask".split()),
-    ]
+    _fields_ = (
+        _fields(_SIZE, "dtype", "threads", "c", "h", "w", "rois", "pooled_h", "pooled_w")
+        + _fields(_SIZE, "sampling_ratio")
+        + _fields(ctypes.c_double, "spatial_scale", "gamma")
+        + _fields(_DATA, "input", "index", "boxes", "offset", "mask", "output")
+        + _fields(_SIZES4, "output_stride")
+        + _fields(_DATA, "grad_input", "grad_offset", "grad_mask")
+    )
 
 
 def fingerprint(sources: Path) -> str:

@@ -160,8 +160,8 @@ class DeformConv2d(nn.Conv2d):
         prediction = self.conv_offset(input)
         offset, mask = prediction, None
         if self.modulated:
-            offset = prediction[:, : self.offset_channels]
-            mask = prediction[:, self.offset_channels :].sigmoid()
+            offset, mask = prediction.split((self.offset_channels, self.offset_channels // 2), 1)
+            mask = mask.sigmoid()
         return deform_conv2d(
             input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask
         )

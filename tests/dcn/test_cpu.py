@@ -1,5 +1,6 @@
 """The compiled CPU kernels against the definition in float64, and how they are found."""
 
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import dcn
 from dcn import cpu
 from dcn.reference import deform_conv as reference_conv
 from dcn.reference import deform_roi_pool as reference_pool
+
+fuzz_calls = runpy.run_path(str(Path(__file__).with_name("fuzz.py")))["run"]
 
 pytestmark = pytest.mark.skipif(cpu.library is None, reason="the CPU kernels are not built")
 
@@ -154,9 +157,7 @@ def conv_tensors(case):
     tensors = dict(
         input=torch.randn(case["n"], case["c_in"], h, w, generator=gen),
         offset=eighths((case["n"], 2 * points, *out), gen),
-        weight=torch.randn(
-            case["c_out"], case["c_in"] // case["groups"], kh, kw, generator=gen
-        ),
+        weight=torch.randn(case["c_out"], case["c_in"] // case["groups"], kh, kw, generator=gen),
         bias=torch.randn(case["c_out"], generator=gen) if case["bias"] else None,
         mask=torch.rand(case["n"], points, *out, generator=gen) if case["modulated"] else None,
     )
@@ -413,3 +414,10 @@ def test_damaged_kernels_are_not_used(tmp_path):
 def test_with_kernels_there_is_no_warning(tmp_path):
     copy_of_dcn(tmp_path)
     assert import_in(tmp_path) == ""
+
+
+def test_fuzz():
+    """Ten thousand calls: python tests/dcn/fuzz.py; under sanitizers: scripts/sanitize.sh."""
+    counts = fuzz_calls(calls=300, seed=0)
+    assert counts["good"] > 200
+    assert counts["refused"] > 20

@@ -21,6 +21,7 @@ calls=$TEST/calls
 case "$*" in
 "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; echo "#!$3/bin/python" >"$3/bin/pip" ;;
 "-m pip "*) echo "$*" >>"$calls"; ! grep -qsf "$TEST/fail" <<<"$*" ;;
+"-W error"*) echo "$*" >>"$calls" ;;
 "- "*) echo check >>"$calls"; ! grep -qsf "$TEST/fail" <<<"check" ;;
 *) exec {sys.executable} "$@" ;;
 esac
@@ -36,7 +37,8 @@ class Machine:
         self.bin.mkdir()
         (self.repo / "scripts").mkdir(parents=True)
         shutil.copy(ROOT / "scripts/setup.sh", self.repo / "scripts")
-        for name in ("requirements.txt", "pyproject.toml"):
+        shutil.copytree(ROOT / "dcn/csrc", self.repo / "dcn/csrc")
+        for name in ("requirements.txt", "pyproject.toml", "setup.py"):
             shutil.copy(ROOT / name, self.repo)
         for tool in TOOLS.split():
             (self.bin / tool).symlink_to(shutil.which(tool))
@@ -160,21 +162,23 @@ def test_does_nothing_when_done_and_starts_again_when_pins_change(machine):
     status, output = machine.setup()
     assert status == 0, output
     assert "1/5 virtual environment" in output
-    packages, mmcv, *_, rest, check = machine.pip_calls()
+    packages, mmcv, *_, rest, check, kernels = machine.pip_calls()
     assert "install -r" in packages
     assert mmcv.endswith("--no-build-isolation --no-deps onedl-mmcv==2.3.6")
     assert "onedl-mmdetection==3.5.1 imaug==0.4.3 -e ." in rest
     assert check == "check"
+    assert kernels == "-W error::UserWarning -c import dcn"
 
     assert machine.setup() == (0, "setup: .venv is ready\n")
     assert not machine.pip_calls()
 
-    with (machine.repo / "requirements.txt").open("a") as file:
-        file.write("six==1.17.0\n")
-    status, output = machine.setup()
-    assert status == 0
-    assert "1/5" not in output
-    assert machine.pip_calls()
+    for changed, more in (("requirements.txt", "six==1.17.0"), ("dcn/csrc/common.h", "//")):
+        with (machine.repo / changed).open("a") as file:
+            file.write(f"{more}\n")
+        status, output = machine.setup()
+        assert status == 0
+        assert "1/5" not in output
+        assert machine.pip_calls()
 
 
 def test_goes_on_after_a_failure(machine):

@@ -1,1 +1,1 @@
-"""What tools/benchmark.py measures, and how. Needs torch and torchvision; mmcv and mmdet join in."""
+"""What tools/benchmark.py measures, and how. mmcv and mmdet are asked for only where needed."""

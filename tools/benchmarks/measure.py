@@ -55,9 +55,7 @@ def _status(key: str) -> int:
     raise RuntimeError(f"no {key} in /proc/self/status")
 
 
-def largest_difference(
-    actual: Iterable[Tensor | None], expected: Iterable[Tensor | None]
-) -> float:
+def largest_difference(actual: Iterable[Tensor | None], expected: Iterable[Tensor | None]) -> float:
     """Largest |difference| of any tensor, as a share of that tensor's largest |value|."""
     worst = 0.0
     for a, e in zip(actual, expected, strict=True):

@@ -74,8 +74,8 @@ def detector_markdown(result: dict) -> str:
             *_head(result),
             "",
             "A whole training step (forward, backward, SGD) and inference of Faster R-CNN",
-            f"R-50-FPN, {result['settings']['batch']} images of {result['settings']['image']}, here",
-            "and in mmdet with the same weights and random numbers; medians in s.",
+            f"R-50-FPN on {result['settings']['batch']} images of {result['settings']['image']},",
+            "here and in mmdet with the same weights and random numbers; medians in s.",
             "",
             "## Against the bars",
             "",
@@ -241,9 +241,7 @@ def _ops_bars(sections: dict) -> list[tuple]:
     deformed = pool["dcn, offsets and masks"]
     for kind, title in (("forward", "forward"), ("both", "forward + backward")):
         ratio = deformed[f"{kind}_ms"] / pool["dcn"][f"{kind}_ms"]
-        bars.append(
-            (f"deform_roi_pool {title} against itself without", "≤", 1.5, 1.2, ratio, "×")
-        )
+        bars.append((f"deform_roi_pool {title} against itself without", "≤", 1.5, 1.2, ratio, "×"))
     if sections["threads"]:
         scaling = min(
             row[f"{kind}_ms_one"] / row[f"{kind}_ms_many"]
