@@ -23,6 +23,9 @@ inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+// Elements between the rows of a buffer: without them, rows would share a few sets of the cache.
+constexpr int64_t kPad = 16;
+
 struct BFloat16 {
     uint16_t bits;
 };

@@ -34,7 +34,7 @@ class Convolution {
         const int64_t block = ceil_div(points, blocks);  // kernel points at a time
         const int64_t panels = args.groups * (padded_out / width);
         const int64_t sample_row = block * args.c_in + kPad;
-        const int64_t sum_row = args.groups * padded_out;
+        const int64_t sum_row = args.groups * padded_out + kPad;
 
         const Buffers<A> packed(panels, points * group_in * width);
         const Buffers<A> samples(args.threads, kForwardTile * sample_row);
@@ -137,7 +137,6 @@ class Convolution {
     static constexpr int64_t kForwardDepth = 512;  // columns of samples, unless one point has more
     static constexpr int64_t kBackwardWeights = 64 * 1024;
     static constexpr int64_t kPartials = 512 * 1024;
-    static constexpr int64_t kPad = 16;  // rows 4 KB apart would share a set of the cache
 
     struct Position {
         int64_t image, y, x;

@@ -66,14 +66,15 @@ class RoIPooling {
           deformed(args.offset != nullptr || args.mask != nullptr) {}
 
     void forward() const {
-        const Workspace work(*this, bins * args.c);
+        const int64_t row_size = args.c + kPad;
+        const Workspace work(*this, bins * row_size);
 #pragma omp parallel for schedule(dynamic) num_threads(args.threads)
         for (int64_t k = 0; k < args.rois; k++) {
             const int thread = omp_get_thread_num();
             A* const pooled = work.channels[thread];
             for_bins(k, work.axes(*this, thread), [&](int64_t bin, const Axis& y, const Axis& x,
                                                       A share, A modulation) {
-                A* const to = pooled + bin * args.c;
+                A* const to = pooled + bin * row_size;
                 std::memset(to, 0, args.c * sizeof(A));
                 for_quads(y, x, [&](const Quad& quad) {
                     const T* row[4];
@@ -86,13 +87,14 @@ class RoIPooling {
                 });
             });
             T** const image = bin_images(k, 0, work.images[thread]);
-            store_rows(bins, args.c, pooled, args.c, image, args.output_stride[1]);
+            store_rows(bins, args.c, pooled, row_size, image, args.output_stride[1]);
         }
     }
 
     void backward() const {
         const Slices<A> slices(args.c, args.threads);
-        const Workspace work(*this, bins * slices.size);
+        const int64_t row_size = slices.size + kPad;
+        const Workspace work(*this, bins * row_size);
         const Buffers<A> nowhere(args.threads, slices.size);
         const Buffers<A> partials(slices.count, deformed ? args.rois * bins * 3 : 0);
 #pragma omp parallel num_threads(args.threads)
@@ -104,12 +106,11 @@ class RoIPooling {
                 const Range slice = slices[i];
                 for (int64_t k = 0; k < args.rois; k++) {
                     T** const image = bin_images(k, slice.begin, work.images[thread]);
-                    load_rows(bins, slice.size(), image, args.output_stride[1], grads,
-                              slice.size());
+                    load_rows(bins, slice.size(), image, args.output_stride[1], grads, row_size);
                     for_bins(k, work.axes(*this, thread), [&](int64_t bin, const Axis& y,
                                                               const Axis& x, A share,
                                                               A modulation) {
-                        spread_bin(k, slice, y, x, share, modulation, grads + bin * slice.size(),
+                        spread_bin(k, slice, y, x, share, modulation, grads + bin * row_size,
                                    work.outside[0], nowhere[thread],
                                    deformed ? partials[i] + (k * bins + bin) * 3 : nullptr);
                     });

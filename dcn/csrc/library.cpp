@@ -24,7 +24,7 @@ struct Choice {
 };
 
 // The best of at most `most_bits` wide vectors.
-Choice choose(int64_t most_bits) {
+Choice choose([[maybe_unused]] int64_t most_bits) {
 #ifdef __x86_64__
     if (most_bits >= 512 && __builtin_cpu_supports("avx512f") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&

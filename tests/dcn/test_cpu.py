@@ -367,6 +367,18 @@ def test_float16_is_computed_in_float32():
     assert torch.equal(out, wide.half())
 
 
+def test_sources_compile_for_arm(tmp_path):
+    compiler = shutil.which("aarch64-linux-gnu-g++")
+    if compiler is None:
+        pytest.skip("needs aarch64-linux-gnu-g++ (Debian: g++-aarch64-linux-gnu)")
+    flags = ["-std=c++17", "-O1", "-fopenmp", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+    for name in ("library", "baseline"):
+        source = Path(cpu.__file__).parent / "csrc" / f"{name}.cpp"
+        out = tmp_path / f"{name}.o"
+        define = '-DDCN_SOURCES=""'
+        subprocess.run([compiler, *flags, define, "-c", source, "-o", out], check=True)
+
+
 def copy_of_dcn(folder):
     shutil.copytree(Path(dcn.__file__).parent, folder / "dcn")
     return folder / "dcn"

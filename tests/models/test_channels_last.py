@@ -52,6 +52,8 @@ def test_no_feature_map_is_converted(row):
     data = model.data_preprocessor(dict(inputs=images, data_samples=[sample, sample]), True)
     with Maps() as maps:
         losses = model(**data, mode="loss")
-        sum(sum(v) if isinstance(v, list) else v for k, v in losses.items() if "loss" in k).backward()
+        sum(
+            sum(v) if isinstance(v, list) else v for k, v in losses.items() if "loss" in k
+        ).backward()
     assert maps.seen > 100
     assert not maps.converted

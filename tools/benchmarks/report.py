@@ -23,7 +23,7 @@ def ops_markdown(result: dict) -> str:
             "",
             "## Against the bars",
             "",
-            *_bars(_ops_bars(sections)),
+            *bar_lines(_ops_bars(sections)),
             "",
             "## deform_conv2d, modulated, 3×3",
             "",
@@ -79,7 +79,7 @@ def detector_markdown(result: dict) -> str:
             "",
             "## Against the bars",
             "",
-            *_bars(_detector_bars({row["model"]: row for row in rows})),
+            *bar_lines(_detector_bars({row["model"]: row for row in rows})),
             "",
             "## Measured",
             "",
@@ -178,23 +178,22 @@ def _accuracy_table(rows: list[dict], memory: bool) -> list[str]:
     return lines
 
 
-def _bars(bars: list[tuple]) -> list[str]:
+def bar_lines(bars: list[tuple]) -> list[str]:
+    """(what, ≤ or ≥, bar, goal or None, measured, unit) as a table."""
     lines = ["| | bar | goal | measured | |", "|---|---|---|---|---|"]
     for what, symbol, bar, goal, value, unit in bars:
-        met = _meets(symbol, value, bar)
-        verdict = "missed" if not met else "goal met" if _meets(symbol, value, goal) else "met"
+        verdict = "met" if _meets(symbol, value, bar) else "missed"
+        if goal is not None and _meets(symbol, value, goal):
+            verdict = "goal met"
         goal_cell = "" if goal is None else f"{symbol} {goal}{unit}"
         lines.append(
-            f"| {what} | {symbol} {bar}{unit} | {goal_cell} | {value:.2f}{unit} | "
-            f"{verdict if goal is not None or not met else 'met'} |"
+            f"| {what} | {symbol} {bar}{unit} | {goal_cell} | {value:.2f}{unit} | {verdict} |"
         )
     return lines
 
 
-def _meets(symbol: str, value: float, bar: float | None) -> bool:
-    if bar is None:
-        return False
-    return value <= bar if symbol == "≤" else value >= bar
+def _meets(symbol: str, value: float, limit: float) -> bool:
+    return value <= limit if symbol == "≤" else value >= limit
 
 
 def _ops_bars(sections: dict) -> list[tuple]:
