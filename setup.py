@@ -9,6 +9,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 CSRC = Path("dcn/csrc")
+SOURCES = sorted([*CSRC.glob("*.h"), *CSRC.glob("*.cpp")])
 X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 
 # Each instruction set is compiled apart, and picked at run time.
@@ -24,7 +25,7 @@ if X86_64:
 def fingerprint() -> str:
     """Of the sources, so that `dcn` can tell kernels that were built from others."""
     digest = hashlib.sha256()
-    for file in sorted([*CSRC.glob("*.h"), *CSRC.glob("*.cpp")]):
+    for file in SOURCES:
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -33,6 +34,7 @@ class BuildKernels(build_ext):
     """Gives each file the flags of its instruction set."""
 
     def build_extension(self, ext: Extension) -> None:
+        self.force = True  # times of files do not tell whether the flags are the same
         compile_file = self.compiler._compile
 
         def with_flags(obj, src, ext, cc_args, extra_postargs, pp_opts):
@@ -49,7 +51,7 @@ setup(
         Extension(
             "dcn._kernels",
             sources=[str(CSRC / name) for name in ["library.cpp", *FLAGS]],
-            depends=[str(file) for file in sorted(CSRC.glob("*.h"))],
+            depends=[str(file) for file in SOURCES],  # a source distribution has them all
             define_macros=[("DCN_SOURCES", f'"{fingerprint()}"')],
             extra_compile_args=[
                 *("-std=c++17", "-O3", "-fopenmp", "-ffp-contract=fast"),

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .library import check_shape
 from .reference.deform_roi_pool import image_index
 from .reference.sampling import compute_dtype, like, memory_format
 
@@ -97,12 +98,15 @@ def deform_conv2d(
     """Shapes as in `dcn.deform_conv2d`, which checks them."""
     if input.dtype == torch.float16:
         wide = (_cast(t, torch.float32) for t in (input, offset, weight, bias, mask))
-        return deform_conv2d(*wide, stride, padding, dilation).half()
+        out = deform_conv2d(*wide, stride, padding, dilation)
+        return out.half().contiguous(memory_format=memory_format(input))
     shape = (input.shape[0], weight.shape[0], *offset.shape[2:])
     out = torch.empty(shape, dtype=input.dtype, memory_format=memory_format(input))
     image, offset, weight, bias, mask = _operands(input, offset, weight, bias, mask)
     arguments = _conv_arguments(image, offset, weight, mask, out, stride, padding, dilation)
-    arguments.bias = _pointer(bias)
+    if bias is not None:
+        check_shape("bias", bias, (weight.shape[0],))
+        arguments.bias = _pointer(bias)
     _call(library.dcn_deform_conv2d_forward, arguments)
     return out
 
@@ -120,8 +124,12 @@ def deform_conv2d_backward(
     """Gradients of input, offset, weight and mask (empty without a mask)."""
     if input.dtype == torch.float16:
         wide = (_cast(t, torch.float32) for t in (grad, input, offset, weight, mask))
-        grads = deform_conv2d_backward(*wide, stride, padding, dilation)
-        return tuple(g.half() for g in grads)
+        grad_input, *grads = deform_conv2d_backward(*wide, stride, padding, dilation)
+        grads = (
+            g.half() if t is None else like(g, t)
+            for g, t in zip(grads, (offset, weight, mask), strict=True)
+        )
+        return (grad_input.half().contiguous(memory_format=memory_format(input)), *grads)
     grad = grad.to(input.dtype)
     image, wide_offset, rows, _, wide_mask = _operands(input, offset, weight, None, mask)
     arguments = _conv_arguments(
@@ -185,7 +193,8 @@ def deform_roi_pool_backward(
     geometry = (output_size, spatial_scale, sampling_ratio, gamma)
     if input.dtype == torch.float16:
         wide = (_cast(t, torch.float32) for t in (grad, input, rois, offset, mask))
-        return tuple(g.half() for g in deform_roi_pool_backward(*wide, *geometry))
+        grad_input, *grads = (g.half() for g in deform_roi_pool_backward(*wide, *geometry))
+        return (grad_input.contiguous(memory_format=memory_format(input)), *grads)
     grad = grad.to(input.dtype)
     dtype = compute_dtype(input)
     tensors = _roi_tensors(input, rois, offset, mask)
@@ -233,6 +242,17 @@ def _conv_arguments(
     """`output` is the gradient in the backward pass. The tensors must outlive the call."""
     n, c_in, h, w = image.shape
     c_out, group_in, kh, kw = weight.shape
+    out = tuple(output.shape[2:])
+    groups, deform_groups = c_in // max(group_in, 1), offset.shape[1] // max(2 * kh * kw, 1)
+    if min(groups, deform_groups) < 1 or c_in % deform_groups or c_out % groups:
+        raise ValueError(
+            f"{c_in} channels do not fit weight {tuple(weight.shape)}, offset {tuple(offset.shape)}"
+        )
+    check_shape("weight", weight, (c_out, c_in // groups, kh, kw))
+    check_shape("offset", offset, (n, 2 * deform_groups * kh * kw, *out))
+    check_shape("output", output, (n, c_out, *out))
+    if mask is not None:
+        check_shape("mask", mask, (n, deform_groups * kh * kw, *out))
     return _DeformConv2d(
         dtype=_DTYPES[image.dtype],
         threads=torch.get_num_threads(),
@@ -243,10 +263,10 @@ def _conv_arguments(
         c_out=c_out,
         kh=kh,
         kw=kw,
-        out_h=output.shape[2],
-        out_w=output.shape[3],
-        groups=c_in // group_in,
-        deform_groups=offset.shape[1] // (2 * kh * kw),
+        out_h=out[0],
+        out_w=out[1],
+        groups=groups,
+        deform_groups=deform_groups,
         stride=_SIZES2(*stride),
         padding=_SIZES2(*padding),
         dilation=_SIZES2(*dilation),
@@ -288,13 +308,20 @@ def _roi_arguments(
     gamma: float,
 ) -> _DeformRoIPool:
     """`output` is the gradient in the backward pass. The tensors must outlive the call."""
+    count, channels = boxes.shape[0], image.shape[1]
+    check_shape("rois", boxes, (count, 4))
+    check_shape("output", output, (count, channels, *output_size))
+    if offset is not None:
+        check_shape("offset", offset, (count, 2, *output_size))
+    if mask is not None:
+        check_shape("mask", mask, (count, 1, *output_size))
     return _DeformRoIPool(
         dtype=_DTYPES[image.dtype],
         threads=torch.get_num_threads(),
-        c=image.shape[1],
+        c=channels,
         h=image.shape[2],
         w=image.shape[3],
-        rois=boxes.shape[0],
+        rois=count,
         pooled_h=output_size[0],
         pooled_w=output_size[1],
         sampling_ratio=sampling_ratio,

@@ -76,8 +76,8 @@ def deform_roi_pool(
         raise ValueError(f"spatial_scale: expected a positive number, got {spatial_scale}")
     if not isinstance(sampling_ratio, int):
         raise TypeError(f"sampling_ratio: expected an int, got {sampling_ratio!r}")
-    if sampling_ratio < 0:
-        raise ValueError(f"sampling_ratio: expected at least 0, got {sampling_ratio}")
+    if not 0 <= sampling_ratio <= 1000:
+        raise ValueError(f"sampling_ratio: expected 0 to 1000, got {sampling_ratio}")
     return torch.ops.dcn.deform_roi_pool(
         input, rois, offset, mask, output_size, spatial_scale, sampling_ratio, gamma
     )

@@ -12,9 +12,15 @@ cp -r dcn tests pyproject.toml setup.py "$work"
 cd "$work"
 rm -f dcn/_kernels*
 
-export CC=gcc CXX=g++ CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g"
-export LDFLAGS="-fsanitize=address,undefined"
+export CC=gcc CXX=g++ CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g"
+export LDFLAGS="-fsanitize=address,undefined" DCN_REQUIRE_KERNELS=1
 "$python" setup.py -q build_ext --inplace
+for check in __asan_report_load4 __asan_report_store4 __ubsan_handle_; do
+    nm -D dcn/_kernels*.so | grep "$check" >/dev/null || {
+        echo "sanitize: the kernels were built without $check" >&2
+        exit 1
+    }
+done
 
 # libstdc++ comes with them: it must be there before the sanitizer looks for what it intercepts.
 LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so)"

@@ -44,12 +44,18 @@ def main() -> None:
 
         sections = detector.run(args.repeats)
         settings.update(batch=detector.BATCH, image=f"{detector.HEIGHT}×{detector.WIDTH}")
+    bars = (
+        report.ops_bars(sections, args.threads)
+        if args.what == "ops"
+        else report.detector_bars(sections)
+    )
     result = {
         "command": shlex.join(["python", "tools/benchmark.py", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "machine": measure.machine(),
         "versions": versions(),
         "settings": settings,
+        "bars": bars,
         "sections": sections,
     }
     args.out.mkdir(parents=True, exist_ok=True)

@@ -58,26 +58,41 @@ struct Compute<BFloat16> {
     using type = float;
 };
 
-// `count` zeroed arrays of `size` elements each, one a thread.
+// `count` zeroed arrays of `size` elements each, one a thread. Each is an allocation of its own, so
+// that a sanitizer sees where one ends.
 template <typename A>
 class Buffers {
    public:
-    Buffers(int64_t count, int64_t size) : size_(round_up(size, kLine)) {
-        const size_t bytes = static_cast<size_t>(most(count * size_, kLine)) * sizeof(A);
-        data_ = static_cast<A*>(std::aligned_alloc(64, bytes));
+    Buffers(int64_t count, int64_t size) : count_(count) {
+        const size_t bytes = round_up(most(size, 1) * sizeof(A), kAlignment);
+        data_ = static_cast<A**>(std::calloc(most(count, 1), sizeof(A*)));
+        for (int64_t i = 0; data_ != nullptr && i < count; i++) {
+            data_[i] = static_cast<A*>(std::aligned_alloc(kAlignment, bytes));
+            if (data_[i] == nullptr) {
+                release();
+                break;
+            }
+            std::memset(data_[i], 0, bytes);
+        }
         if (data_ == nullptr) throw std::bad_alloc();
-        std::memset(data_, 0, bytes);
     }
-    ~Buffers() { std::free(data_); }
+    ~Buffers() { release(); }
     Buffers(const Buffers&) = delete;
     Buffers& operator=(const Buffers&) = delete;
 
-    A* operator[](int64_t i) const { return data_ + i * size_; }
+    A* operator[](int64_t i) const { return data_[i]; }
 
    private:
-    static constexpr int64_t kLine = 64 / sizeof(A);
-    int64_t size_;
-    A* data_;
+    static constexpr int64_t kAlignment = 64;
+
+    void release() {
+        for (int64_t i = 0; data_ != nullptr && i < count_; i++) std::free(data_[i]);
+        std::free(data_);
+        data_ = nullptr;
+    }
+
+    int64_t count_;
+    A** data_;
 };
 
 // Rows of n channels to and from images of any layout: row m starts at image[m], its channels are
@@ -117,7 +132,8 @@ struct Range {
 };
 
 // In the backward passes a thread adds to a slice of the input's channels that is its own, so that
-// sums are taken in the same order whatever the threads do.
+// sums are taken in the same order whatever the threads do. A slice has a vector's channels at the
+// least: more threads than that have nothing to do.
 template <typename A>
 struct Slices {
     Slices(int64_t channels, int64_t threads) : channels(channels) {

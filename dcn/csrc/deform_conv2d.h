@@ -83,8 +83,10 @@ class Convolution {
         const int64_t block = ceil_div(points, ceil_div(points, most_points));
         const int64_t grad_row = slice_groups * padded_out + kPad;
         const int64_t sample_row = block * slices.size + kPad + 2 * kLanes<A>;
-        const int64_t samples_each = args.deform_groups * points;
-        const int64_t budget = args.threads * kPartials / (slices.count * samples_each * 3);
+        // What a slice has of a position's gradients of y, x and mask.
+        const int64_t partial =
+            least(args.deform_groups, (slices.size - 2) / deform_in + 2) * points * 3;
+        const int64_t budget = args.threads * kPartials / (slices.count * partial);
         const int64_t chunk = least(positions, round_up(most(budget, 1), kBackwardTile));
 
         const Buffers<A> grads(args.threads, kBackwardTile * grad_row);
@@ -93,7 +95,7 @@ class Convolution {
                                 block * slice_groups * group_out *
                                     round_up(least(slices.size, group_in), 2 * kLanes<A>));
         const Buffers<A> weights(args.threads, block * slices.size * padded_out);
-        const Buffers<A> partials(slices.count, chunk * samples_each * 3);
+        const Buffers<A> partials(slices.count, chunk * partial);
         const Buffers<T> outside(1, args.c_in);
         const Buffers<A> nowhere(args.threads, args.c_in);
 
@@ -116,7 +118,7 @@ class Convolution {
                         for (int64_t m = 0; m < rows; m++) {
                             spread_samples(at, position(q + m), outside[0], nowhere[thread],
                                            samples[thread] + m * sample_row,
-                                           partials[i] + (q + m - first) * samples_each * 3);
+                                           partials[i] + (q + m - first) * partial);
                         }
                         grad_weights(at, rows, grads[thread], grad_row, samples[thread],
                                      sample_row, weights[thread]);
@@ -126,7 +128,7 @@ class Convolution {
             }
 #pragma omp for
             for (int64_t q = first; q < last; q++) {
-                write_grad_offset(position(q), slices, partials, (q - first) * samples_each * 3);
+                write_grad_offset(position(q), slices, partials, (q - first) * partial);
             }
         }
     }
@@ -278,10 +280,11 @@ class Convolution {
     void spread_samples(const Block& at, Position position, const T* outside, A* nowhere,
                         A* samples, A* partial) const {
         const int64_t image = position.image * args.h * args.w * args.c_in;
+        const int64_t first = at.slice.begin / deform_in;
         for (int64_t p = at.p0; p < at.p1; p++) {
-            for (int64_t g = at.slice.begin / deform_in; g * deform_in < at.slice.end; g++) {
+            for (int64_t g = first; g * deform_in < at.slice.end; g++) {
                 const Range part = at.slice.cut({g * deform_in, (g + 1) * deform_in});
-                A* const grad = partial + (g * points + p) * 3;
+                A* const grad = partial + ((g - first) * points + p) * 3;
                 A* const sample = samples;
                 samples += part.size();
                 Corners<A> corners;
@@ -360,9 +363,9 @@ class Convolution {
             for (int64_t p = 0; p < points; p++) {
                 A grad[3] = {0, 0, 0};
                 for (int64_t i = slice; i <= last_slice; i++) {
-                    for (int j = 0; j < 3; j++) {
-                        grad[j] += partials[i][first + (g * points + p) * 3 + j];
-                    }
+                    const int64_t first_group = slices[i].begin / deform_in;
+                    const int64_t sample = (g - first_group) * points + p;
+                    for (int j = 0; j < 3; j++) grad[j] += partials[i][first + sample * 3 + j];
                 }
                 A* to = data<A>(args.grad_offset) +
                         element(at, 2 * (g * points + p), args.grad_offset_stride);

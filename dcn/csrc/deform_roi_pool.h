@@ -18,6 +18,9 @@ struct BinAxis {
     A* weight;
     A* slope;
 
+    // The memory behind it.
+    BinAxis rest() const { return {0, cell + count, weight + count, slope + count}; }
+
     // At start + (first + (i + 0.5)/samples)·bin + shift for i < samples, on a map of `size` cells.
     void set(A start, int64_t first, A bin, int64_t samples, A shift, int64_t size) {
         count = 0;
@@ -66,13 +69,14 @@ class RoIPooling {
           deformed(args.offset != nullptr || args.mask != nullptr) {}
 
     void forward() const {
+        if (args.rois == 0) return;
         const int64_t row_size = args.c + kPad;
         const Workspace work(*this, bins * row_size);
 #pragma omp parallel for schedule(dynamic) num_threads(args.threads)
         for (int64_t k = 0; k < args.rois; k++) {
             const int thread = omp_get_thread_num();
             A* const pooled = work.channels[thread];
-            for_bins(k, work.axes(*this, thread), [&](int64_t bin, const Axis& y, const Axis& x,
+            for_bins(k, work.axes(thread), [&](int64_t bin, const Axis& y, const Axis& x,
                                                       A share, A modulation) {
                 A* const to = pooled + bin * row_size;
                 std::memset(to, 0, args.c * sizeof(A));
@@ -81,7 +85,7 @@ class RoIPooling {
                     A weight[4];
                     for (int i = 0; i < 4; i++) {
                         row[i] = quad.pixel[i] < 0 ? work.outside[0] : pixel(k, quad.pixel[i]);
-                        weight[i] = quad.weight[i] * share * modulation;
+                        weight[i] = quad.pixel[i] < 0 ? 0 : quad.weight[i] * share * modulation;
                     }
                     gather<true>(args.c, row, weight, to);
                 });
@@ -92,6 +96,7 @@ class RoIPooling {
     }
 
     void backward() const {
+        if (args.rois == 0) return;
         const Slices<A> slices(args.c, args.threads);
         const int64_t row_size = slices.size + kPad;
         const Workspace work(*this, bins * row_size);
@@ -107,7 +112,7 @@ class RoIPooling {
                 for (int64_t k = 0; k < args.rois; k++) {
                     T** const image = bin_images(k, slice.begin, work.images[thread]);
                     load_rows(bins, slice.size(), image, args.output_stride[1], grads, row_size);
-                    for_bins(k, work.axes(*this, thread), [&](int64_t bin, const Axis& y,
+                    for_bins(k, work.axes(thread), [&](int64_t bin, const Axis& y,
                                                               const Axis& x, A share,
                                                               A modulation) {
                         spread_bin(k, slice, y, x, share, modulation, grads + bin * row_size,
@@ -145,31 +150,22 @@ class RoIPooling {
 
     struct Workspace {
         Workspace(const RoIPooling& pooling, int64_t channel_count)
-            : most_y(most_cells(pooling.args, pooling.args.h)),
-              most_x(most_cells(pooling.args, pooling.args.w)),
+            : most_y(pooling.args.h),
+              // Columns lie side by side, and each may read three cells of its neighbours.
+              most_x(pooling.args.w + 3 * pooling.args.pooled_w + 1),
               channels(pooling.args.threads, channel_count),
               images(pooling.args.threads, pooling.bins),
               outside(1, pooling.args.c),
               axis(pooling.args.threads, pooling.args.pooled_w),
-              cells(pooling.args.threads, most_y + pooling.args.pooled_w * most_x),
-              values(pooling.args.threads, 2 * (most_y + pooling.args.pooled_w * most_x)) {}
+              cells(pooling.args.threads, most_y + most_x),
+              values(pooling.args.threads, 2 * (most_y + most_x)) {}
 
-        // A bin reads every cell of an axis at most, and at most two a sample.
-        static int64_t most_cells(const DeformRoIPool& args, int64_t size) {
-            const bool few = args.sampling_ratio > 0 && args.sampling_ratio < size / 2;
-            return few ? 2 * args.sampling_ratio : size;
-        }
-
-        Axes axes(const RoIPooling& pooling, int thread) const {
-            int64_t* cell = cells[thread];
-            A* value = values[thread];
-            const auto take = [&](int64_t count) {
-                const Axis taken{0, cell, value, value + count};
-                cell += count, value += 2 * count;
-                return taken;
-            };
-            const Axes result{take(most_y), axis[thread]};
-            for (int64_t i = 0; i < pooling.args.pooled_w; i++) result.x[i] = take(most_x);
+        Axes axes(int thread) const {
+            int64_t* const cell = cells[thread];
+            A* const value = values[thread];
+            const Axes result{{0, cell, value, value + most_y}, axis[thread]};
+            A* const rest = value + 2 * most_y;
+            result.x[0] = {0, cell + most_y, rest, rest + most_x};
             return result;
         }
 
@@ -211,6 +207,8 @@ class RoIPooling {
         for (int64_t i = 0; i < args.pooled_h; i++) {
             for (int64_t j = 0; j < args.pooled_w; j++) {
                 const int64_t bin = i * args.pooled_w + j;
+                // Those of all columns are kept, unless every bin has its own.
+                Axis& x = axes.x[offset == nullptr ? j : 0];
                 A shift_y = 0, shift_x = 0;
                 if (offset != nullptr) {
                     shift_x = offset[2 * k * bins + bin] * (roi.width * gamma);
@@ -220,9 +218,10 @@ class RoIPooling {
                     axes.y.set(roi.y, i, bin_h, samples_y, shift_y, args.h);
                 }
                 if (offset != nullptr || i == 0) {
-                    axes.x[j].set(roi.x, j, bin_w, samples_x, shift_x, args.w);
+                    if (offset == nullptr && j > 0) x = axes.x[j - 1].rest();
+                    x.set(roi.x, j, bin_w, samples_x, shift_x, args.w);
                 }
-                work(bin, axes.y, axes.x[j], share,
+                work(bin, axes.y, x, share,
                      mask == nullptr ? A(1) : mask[k * bins + bin]);
             }
         }
@@ -281,7 +280,7 @@ class RoIPooling {
             A weight[4];
             for (int i = 0; i < 4; i++) {
                 to[i] = quad.pixel[i] < 0 ? nowhere : grad_input + quad.pixel[i] * args.c;
-                weight[i] = quad.weight[i] * share * modulation;
+                weight[i] = quad.pixel[i] < 0 ? 0 : quad.weight[i] * share * modulation;
             }
             scatter(slice.size(), grad, weight, to);
             if (partial == nullptr) return;

@@ -309,8 +309,16 @@ def test_same_bits_twice(threads, groups):
         assert torch.equal(a, b)
 
 
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @each_width
-def test_partial_sums_over_several_chunks_and_slices(bits, vectors):
+def test_partial_sums_over_several_chunks_and_slices(bits, vectors, two_threads):
     """More positions and channels than one thread takes at a time."""
     vectors(bits)
     gen = torch.Generator().manual_seed(0)
@@ -355,6 +363,102 @@ def test_gradient_of_more_than_2_to_31_elements():
     geometry = ([h, h], [0, 0], [1, 1])
     grad_input, *_ = torch.ops.dcn.deform_conv2d_backward(grad, x, offset, weight, None, *geometry)
     assert torch.equal(grad_input[0, :, h - 1, w - 1], torch.arange(16.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"offset": (1, 4, 5, 5)}, "offset"),
+        ({"offset": (1, 18, 5, 4)}, "offset"),
+        ({"weight": (2, 8, 3, 3)}, "weight"),
+        ({"weight": (2, 0, 3, 3)}, "weight"),
+        ({"weight": (3, 2, 3, 3)}, "weight"),
+        ({"mask": (1, 1, 1, 1)}, "mask"),
+        ({"bias": (1,)}, "bias"),
+        ({"grad": (2, 2, 5, 5)}, "output"),
+    ],
+)
+def test_shapes_are_checked_below_the_public_call_too(change, name):
+    """What would read outside memory."""
+    shapes = dict(
+        grad=(1, 2, 5, 5),
+        input=(1, 4, 5, 5),
+        offset=(1, 18, 5, 5),
+        weight=(2, 4, 3, 3),
+        bias=(2,),
+        mask=(1, 9, 5, 5),
+    )
+    t = {name: torch.zeros(shape) for name, shape in (shapes | change).items()}
+    geometry = ([1, 1], [1, 1], [1, 1])
+    call, arguments = (
+        (torch.ops.dcn.deform_conv2d_backward, ("grad", "input", "offset", "weight", "mask"))
+        if "grad" in change
+        else (torch.ops.dcn.deform_conv2d, ("input", "offset", "weight", "bias", "mask"))
+    )
+    with pytest.raises(ValueError, match=name):
+        call(*(t[k] for k in arguments), *geometry)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"rois": (3, 4)}, "rois"),
+        ({"offset": (3, 2, 2, 1)}, "offset"),
+        ({"mask": (2, 1, 2, 2)}, "mask"),
+        ({"grad": (3, 4, 2, 3)}, "output"),
+    ],
+)
+def test_shapes_of_roi_pooling_are_checked_too(change, name):
+    shapes = dict(
+        grad=(3, 4, 2, 2), input=(1, 4, 5, 5), rois=(3, 5), offset=(3, 2, 2, 2), mask=(3, 1, 2, 2)
+    )
+    t = {name: torch.zeros(shape) for name, shape in (shapes | change).items()}
+    with pytest.raises(ValueError, match=name):
+        torch.ops.dcn.deform_roi_pool_backward(*t.values(), [2, 2], 1.0, 2, 0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_strides_of_a_sliced_input_are_those_that_compilers_expect(dtype):
+    """The half of a channels-last map is neither contiguous nor channels-last."""
+    x = torch.zeros(2, 8, 5, 6, dtype=dtype).contiguous(memory_format=torch.channels_last)[:, :4]
+    prediction = torch.zeros(2, 27, 5, 6, dtype=dtype)
+    offset, mask = prediction.contiguous(memory_format=torch.channels_last).split((18, 9), 1)
+    weight = torch.zeros(3, 4, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    grad = torch.zeros(2, 3, 5, 6, dtype=dtype)
+    geometry = ([1, 1], [1, 1], [1, 1])
+    rois = torch.zeros(3, 5)
+    for op, arguments in (
+        ("deform_conv2d", (x, offset, weight, None, mask, *geometry)),
+        ("deform_conv2d_backward", (grad, x, offset, weight, mask, *geometry)),
+        ("deform_roi_pool", (x, rois, None, None, [2, 2], 1.0, 2, 0.1)),
+        (
+            "deform_roi_pool_backward",
+            (torch.zeros(3, 4, 2, 2, dtype=dtype), x, rois, None, None, [2, 2], 1.0, 2, 0.1),
+        ),
+    ):
+        operator = getattr(torch.ops.dcn, op).default
+        torch.library.opcheck(operator, arguments, test_utils="test_faketensor")
+
+
+def test_infinite_modulation_stays_infinite():
+    x, rois = torch.ones(1, 1, 6, 6), torch.tensor([[0, 1.5, 1.5, 4.5, 3.5]])
+    mask = torch.full((1, 1, 1, 1), torch.inf)
+    assert dcn.deform_roi_pool(x, rois, 1, mask=mask, sampling_ratio=3).item() == torch.inf
+
+
+def test_many_bins_on_a_wide_map():
+    """A row of bins keeps the cells of all its columns."""
+    x = torch.arange(3000.0).expand(1, 1, 2, 3000).contiguous()
+    rois = torch.tensor([[0, -10.0, 0, 3010, 2], [0, 3010.0, 2, -10, 0], [0, 5.0, 0, 6, 1]])
+    for ratio in (0, 1, 3):
+        arguments = (rois, None, None, [2, 500], 1.0, ratio, 0.1)
+        torch.testing.assert_close(
+            cpu.deform_roi_pool(x, *arguments), reference_pool.forward(x, *arguments)
+        )
+
+
+def test_no_roi_takes_no_memory():
+    assert dcn.deform_roi_pool(torch.ones(1, 1, 4, 4), torch.ones(0, 5), 2**20).numel() == 0
 
 
 def test_float16_is_computed_in_float32():

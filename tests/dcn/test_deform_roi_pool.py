@@ -459,7 +459,8 @@ def test_same_bits_twice(sampling_ratio, device):
         ({"spatial_scale": -0.5}, ValueError, "^spatial_scale: .*got -0.5"),
         ({"spatial_scale": torch.inf}, ValueError, "^spatial_scale: .*got inf"),
         ({"spatial_scale": torch.nan}, ValueError, "^spatial_scale: .*got nan"),
-        ({"sampling_ratio": -1}, ValueError, "^sampling_ratio: expected at least 0, got -1"),
+        ({"sampling_ratio": -1}, ValueError, "^sampling_ratio: expected 0 to 1000, got -1"),
+        ({"sampling_ratio": 10**12}, ValueError, "^sampling_ratio: expected 0 to 1000, got 10"),
     ],
 )
 def test_errors_name_the_argument(change, error, message):

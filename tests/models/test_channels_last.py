@@ -32,8 +32,11 @@ class Maps(TorchDispatchMode):
             for value in (*args, *(out if isinstance(out, tuple) else (out,))):
                 if torch.is_tensor(value) and value.dim() == 4 and value.shape[:1] == (2,):
                     self.seen += 1
-                    # A slice of the predicted offsets has gaps between its pixels, no more.
-                    if value.stride(1) != 1 and value.shape[1] > 3:
+                    converted = not value.is_contiguous(memory_format=torch.channels_last)
+                    if "deform_conv2d" in str(func) and value.shape[1] == 18:
+                        # A slice of the prediction: its pixels have gaps between them, no more.
+                        converted = value.stride(1) != 1
+                    if converted and value.shape[1] > 3:
                         self.converted.append(f"{func}: {tuple(value.shape)}")
         return out
 

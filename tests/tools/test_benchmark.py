@@ -44,7 +44,8 @@ def test_ops(small, tmp_path, monkeypatch, capsys):
     for row in result["sections"]["pooling"]:
         assert all(values["difference"] < 1e-4 for values in row["results"].values())
     assert len(result["sections"]["threads"]) == 4
-    assert text.count("\n| conv3, ") == 1 + 6 + 2
+    assert text.count("\n| conv3, ") == 1 + 6 + 4
+    assert len(result["bars"]) == 11
     assert matplotlib.image.imread(tmp_path / "ops_cpu.png").ndim == 3
 
 
@@ -54,7 +55,9 @@ def test_peak_memory_sees_what_a_call_frees_again():
         result = big[:1_000_000] * 2  # 4 MB, returned
         return (result,)
 
-    assert 35 < measure.peak_extra_memory(call) < 45
+    extra, (result,) = measure.peak_extra_memory(call)
+    assert 35 < extra < 45
+    assert result.shape == (1_000_000,)
 
 
 def test_functions_take_turns():

@@ -1,7 +1,6 @@
 """A whole training step and inference of Faster R-CNN R-50-FPN, beside mmdet's own."""
 
 import statistics
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,13 +130,12 @@ def run(repeats: int) -> dict:
                 "inference_s": statistics.median(infer[name]) / 1e3,
                 "train_s_all": [t / 1e3 for t in train[name]],
                 "inference_s_all": [t / 1e3 for t in infer[name]],
-                "train_mb": peak_extra_memory(training_step(model)),
+                "train_mb": peak_extra_memory(training_step(model))[0],
             }
         )
         print(
             f"{name:20} training step {rows[-1]['train_s']:.2f} s, "
             f"inference {rows[-1]['inference_s']:.2f} s",
-            file=sys.stdout,
             flush=True,
         )
     return {"models": rows, "loss_difference": difference}

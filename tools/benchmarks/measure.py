@@ -3,13 +3,14 @@
 import ctypes
 import gc
 import platform
-import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+import dcn
 
 
 def times(functions: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
@@ -27,12 +28,10 @@ def times(functions: dict[str, Callable], repeats: int) -> dict[str, list[float]
     return result
 
 
-def median(values: list[float]) -> float:
-    return statistics.median(values)
-
-
-def peak_extra_memory(function: Callable[[], Iterable[Tensor | None]]) -> float:
-    """Megabytes (10^6 bytes) that a call needs at its worst beyond what it returns.
+def peak_extra_memory(
+    function: Callable[[], Iterable[Tensor | None]],
+) -> tuple[float, tuple[Tensor | None, ...]]:
+    """Megabytes (10^6 bytes) that a call needs at its worst beyond what it returns; and that.
 
     The growth of the process's peak resident memory (Linux), which also sees what does not come
     from PyTorch's allocator.
@@ -41,10 +40,10 @@ def peak_extra_memory(function: Callable[[], Iterable[Tensor | None]]) -> float:
     ctypes.CDLL(None).malloc_trim(0)  # pages that malloc kept would be used without being seen
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
-    results = function()
+    results = tuple(function())
     peak = _status("VmHWM")
     returned = sum(t.numel() * t.element_size() for t in results if t is not None)
-    return max(0.0, (peak - before) * 1024 - returned) / 1e6
+    return max(0.0, (peak - before) * 1024 - returned) / 1e6, results
 
 
 def _status(key: str) -> int:
@@ -76,6 +75,7 @@ def machine() -> dict:
     return {
         "cpu": cpu,
         "vectors": torch.backends.cpu.get_cpu_capability(),
+        "dcn_vectors": dcn.cpu.library and dcn.cpu.library.dcn_capability().decode(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

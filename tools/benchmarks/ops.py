@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ import dcn
 from dcn.reference import deform_conv as reference_conv
 from dcn.reference import deform_roi_pool as reference_pool
 
-from .measure import largest_difference, median, peak_extra_memory, times
+from .measure import largest_difference, peak_extra_memory, times
 
 try:
     import mmcv.ops as mmcv_ops
@@ -227,76 +228,108 @@ def pool_functions(sampling_ratio: int) -> tuple[dict[str, Function], dict[str, 
     return functions, exact
 
 
+VARIANT_REPEATS = 3  # the slow ones take seconds there
+
+
 def run(repeats: int, threads: int) -> dict:
     """All measurements; progress goes to standard output."""
-    sections = {"convolution": [], "variants": [], "pooling": [], "threads": [], "memory": []}
-    for case in CONVS:
-        sections["convolution"].append(measure_conv(case, case.name, repeats))
-    for name, change in VARIANTS.items():
-        for case in CONVS:
-            title = f"{case.name}, {name}"
-            # The slow ones take seconds here.
-            row = measure_conv(replace(case, **change), title, min(repeats, 3), memory=False)
-            sections["variants"].append(row)
-    for ratio, name in ((2, "2×2 samples a bin"), (0, "adaptive sampling")):
-        sections["pooling"].append(measure_pool(ratio, name, repeats))
-    sections["threads"] = measure_threads(threads, repeats)
-    functions, _ = conv_functions(LARGE)
-    for name in ("F.conv2d (NHWC)", "dcn"):
-        function = functions[name]
-        sections["memory"].append(
-            {
-                "case": f"{LARGE.name}, 16 times the pixels",
-                "shape": LARGE.shape,
-                "implementation": name,
-                "forward_mb": peak_extra_memory(function.forward),
-                "both_mb": peak_extra_memory(function.both),
-            }
-        )
-    return sections
+    few = min(repeats, VARIANT_REPEATS)
+    return {
+        "convolution": [measure_conv(case, case.name, repeats) for case in CONVS],
+        "variants": [
+            measure_conv(replace(case, **change), f"{case.name}, {name}", few)
+            for name, change in VARIANTS.items()
+            for case in CONVS
+        ],
+        "pooling": [
+            measure_pool(2, "2×2 samples a bin", repeats),
+            measure_pool(0, "adaptive sampling", repeats),
+        ],
+        "threads": measure_threads(threads, repeats),
+        "memory": measure_memory(),
+    }
 
 
-def measure_conv(case: Conv, title: str, repeats: int, memory: bool = True) -> dict:
+def measure_conv(case: Conv, title: str, repeats: int) -> dict:
     print(f"deform_conv2d, {title}, {case.shape}", flush=True)
     functions, exact = conv_functions(case)
-    results = measure(functions, repeats, memory)
     expected = exact.both()
-    for name, function in functions.items():
-        if not name.startswith("F.conv2d"):
-            results[name]["difference"] = largest_difference(function.both(), expected)
-    return {"case": title, "shape": case.shape, "results": results}
+    wanted = {name: None if name.startswith("F.conv2d") else expected for name in functions}
+    return {
+        "case": title,
+        "shape": case.shape,
+        "repeats": repeats,
+        "results": measure(functions, wanted, repeats),
+    }
 
 
 def measure_pool(sampling_ratio: int, title: str, repeats: int) -> dict:
     print(f"deform_roi_pool, {title}", flush=True)
     functions, exact = pool_functions(sampling_ratio)
-    results = measure(functions, repeats, memory=True)
-    for name, function in functions.items():
-        kind = "deformed" if "offset" in function.tensors else "plain"
-        results[name]["difference"] = largest_difference(function.both(), exact[kind].both())
-    shape = f"{NUM_ROIS} RoIs on {'×'.join(map(str, POOL_MAP))}"
-    return {"case": title, "shape": shape, "results": results}
+    expected = {kind: function.both() for kind, function in exact.items()}
+    wanted = {
+        name: expected["deformed" if "offset" in function.tensors else "plain"]
+        for name, function in functions.items()
+    }
+    return {
+        "case": title,
+        "shape": f"{NUM_ROIS} RoIs on {'×'.join(map(str, POOL_MAP))}",
+        "repeats": repeats,
+        "results": measure(functions, wanted, repeats),
+    }
 
 
-def measure(functions: dict[str, Function], repeats: int, memory: bool) -> dict[str, dict]:
+def measure(
+    functions: dict[str, Function], expected: dict[str, tuple | None], repeats: int
+) -> dict[str, dict]:
+    """Of every implementation; `expected` are the float64 output and gradients, if it has any."""
     forward = times({name: f.forward for name, f in functions.items()}, repeats)
     both = times({name: f.both for name, f in functions.items()}, repeats)
     results = {}
     for name, function in functions.items():
-        results[name] = {
+        forward_mb, _ = peak_extra_memory(function.forward)
+        both_mb, values = peak_extra_memory(function.both)
+        results[name] = result = {
             "forward_ms": median(forward[name]),
             "both_ms": median(both[name]),
+            "forward_over_dcn": median(forward[name]) / median(forward["dcn"]),
+            "both_over_dcn": median(both[name]) / median(both["dcn"]),
+            "forward_mb": forward_mb,
+            "both_mb": both_mb,
             "forward_ms_all": forward[name],
             "both_ms_all": both[name],
         }
-        if memory:
-            results[name]["forward_mb"] = peak_extra_memory(function.forward)
-            results[name]["both_mb"] = peak_extra_memory(function.both)
-        print(
-            f"  {name:24} {results[name]['forward_ms']:8.1f} {results[name]['both_ms']:8.1f} ms",
-            flush=True,
-        )
+        if expected[name] is not None:
+            result["difference"] = largest_difference(values, expected[name])
+        print(f"  {name:24} {result['forward_ms']:8.1f} {result['both_ms']:8.1f} ms", flush=True)
     return results
+
+
+def measure_memory() -> list[dict]:
+    """On a large image, and what the formats and types cost that the kernels do not work in."""
+    functions, _ = conv_functions(LARGE)
+    own = functions["dcn"]
+    functions = {
+        "F.conv2d, channels-last": functions["F.conv2d (NHWC)"],
+        "dcn, channels-last": own,
+        "dcn, contiguous": Function(own.op, functions["torchvision"].tensors, own.grad),
+        "dcn, channels-last, bfloat16": Function(
+            own.op, {name: t.bfloat16() for name, t in own.tensors.items()}, own.grad.bfloat16()
+        ),
+    }
+    rows = []
+    for name, function in functions.items():
+        print(f"memory: {name}", flush=True)
+        rows.append(
+            {
+                "implementation": name,
+                "shape": LARGE.shape,
+                "image_mb": function.tensors["input"].nbytes / 1e6,
+                "forward_mb": peak_extra_memory(function.forward)[0],
+                "both_mb": peak_extra_memory(function.both)[0],
+            }
+        )
+    return rows
 
 
 def measure_threads(threads: int, repeats: int) -> list[dict]:
