@@ -351,7 +351,7 @@ except ImportError as error:
     library = None
     warnings.warn(
         f"dcn: no compiled kernels for the CPU ({error}), so its operators run there in plain "
-        "PyTorch, several times slower. To build them, with a C++ compiler installed: "
+        "PyTorch, slower. To build them, with a C++ compiler installed: "
         "pip install --force-reinstall --no-deps . (or -e .) in dcn's repository",
         stacklevel=2,
     )
