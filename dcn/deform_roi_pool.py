@@ -39,8 +39,8 @@ def deform_roi_pool(
         offset: [K, 2, ph, pw] in (x, y) order; Δp = gamma · offset · (RoI width, RoI height).
         mask: [K, 1, ph, pw], the modulation Δm.
         spatial_scale: size of the feature map over that of the image, 1 / stride.
-        sampling_ratio: samples a side of a bin; 0 takes ceil(bin size in pixels of the map), and
-            none, so zero, for a bin over twice the map's size.
+        sampling_ratio: samples a side of a bin, up to 1000; 0 takes ceil(bin size in pixels of the
+            map), and none, so zero, for a bin over twice the map's size.
         gamma: scale of the offsets.
 
     Returns:

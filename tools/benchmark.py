@@ -4,6 +4,7 @@
 import argparse
 import datetime
 import importlib.metadata
+import importlib.util
 import json
 import shlex
 import sys
@@ -35,6 +36,10 @@ def main() -> None:
     )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    try:  # before minutes of measuring
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {args.out}: {error.strerror}")
 
     settings = dict(threads=args.threads, repeats=args.repeats, dtype="float32")
     if args.what == "ops":
@@ -58,14 +63,15 @@ def main() -> None:
         "bars": bars,
         "sections": sections,
     }
-    args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"{args.what}_{args.device}"
     text = report.ops_markdown(result) if args.what == "ops" else report.detector_markdown(result)
     path.with_suffix(".json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     path.with_suffix(".md").write_text(text)
-    if args.what == "ops":
-        report.ops_plot(result, path.with_suffix(".png"))
     print(f"\n{text}\nWritten to {path}.json and .md")
+    if args.what == "ops" and importlib.util.find_spec("matplotlib") is None:
+        print("No plot: matplotlib is not installed")
+    elif args.what == "ops":
+        report.ops_plot(result, path.with_suffix(".png"))
 
 
 def positive(text: str) -> int:

@@ -49,6 +49,15 @@ def test_ops(small, tmp_path, monkeypatch, capsys):
     assert matplotlib.image.imread(tmp_path / "ops_cpu.png").ndim == 3
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_measuring(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "ops", "--out", str(tmp_path / "file")])
+    monkeypatch.setattr(ops, "run", lambda *args: pytest.fail("measured"))
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert f"--out {tmp_path / 'file'}: File exists" in capsys.readouterr().err
+
+
 def test_peak_memory_sees_what_a_call_frees_again():
     def call():
         big = torch.ones(10_000_000)  # 40 MB

@@ -137,9 +137,10 @@ def between_pixels(offset: Tensor) -> Tensor:
 
 
 def conv_functions(case: Conv) -> tuple[dict[str, Function], Function]:
-    """The implementations, each in the memory format it is fastest in, and the float64 definition.
+    """The implementations, and the float64 definition.
 
-    torchvision and mmcv work in contiguous NCHW; F.conv2d is there in both formats.
+    dcn is given channels-last tensors, torchvision and mmcv contiguous ones, which is what their
+    kernels work in; F.conv2d is there in both formats.
     """
     gen = torch.Generator().manual_seed(0)
     padding = case.dilation * (case.kernel // 2)
