@@ -1,5 +1,5 @@
 """Detector parts, registered with mmdet: importing it makes their names known."""
 
-from . import backbones, engine, roi_heads
+from . import backbones, detectors, engine, roi_heads
 
-__all__ = ["backbones", "engine", "roi_heads"]
+__all__ = ["backbones", "detectors", "engine", "roi_heads"]

@@ -3,7 +3,9 @@
 from .checkpoint import find_resumable, load_weights
 from .errors import CheckpointError, EngineError, NonFiniteError
 from .hooks import CheckpointHook, EpochSeedHook, NonFiniteHook
+from .offsets import OffsetStatisticsHook
 from .optim import BFloat16OptimWrapper
+from .pictures import MimicPictureHook
 from .runner import Runner
 
 __all__ = [
@@ -12,8 +14,10 @@ __all__ = [
     "CheckpointHook",
     "EngineError",
     "EpochSeedHook",
+    "MimicPictureHook",
     "NonFiniteError",
     "NonFiniteHook",
+    "OffsetStatisticsHook",
     "Runner",
     "find_resumable",
     "load_weights",

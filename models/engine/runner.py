@@ -15,6 +15,8 @@ from mmengine.runner import CheckpointLoader
 from .checkpoint import check_resumable, find_resumable, load_weights
 from .errors import CheckpointError
 from .hooks import EpochSeedHook, NonFiniteHook
+from .offsets import OffsetStatisticsHook
+from .pictures import MimicPictureHook
 
 
 class Runner(mmengine.runner.Runner):
@@ -25,8 +27,9 @@ class Runner(mmengine.runner.Runner):
       (fine-tuning) refuses only those of which nothing fits.
     - ``resume=True`` without ``load_from`` takes the newest complete checkpoint of the work
       directory and refuses if there is none.
-    - :class:`EpochSeedHook` and :class:`NonFiniteHook` are always on. Data workers restart every
-      epoch, since their random state would be lost with the process.
+    - :class:`EpochSeedHook`, :class:`NonFiniteHook`, for deformable layers
+      :class:`OffsetStatisticsHook` and for mimicking :class:`MimicPictureHook` are always on.
+    - Data workers restart every epoch, since their random state would be lost with the process.
     - The model runs channels-last, which dcn's kernels and oneDNN's convolutions want.
     - With ``launcher='pytorch'`` and no accelerator the processes use gloo on the CPU.
     """
@@ -57,6 +60,9 @@ class Runner(mmengine.runner.Runner):
         super().register_hooks(default_hooks, custom_hooks)
         self.register_hook(EpochSeedHook())
         self.register_hook(NonFiniteHook())
+        for watching in (OffsetStatisticsHook, MimicPictureHook):
+            if not any(isinstance(hook, watching) for hook in self.hooks):
+                self.register_hook(watching())
 
     @staticmethod
     def build_dataloader(dataloader, seed=None, diff_rank_seed=False):

@@ -1,3 +1,4 @@
 from .deform_roi_extractor import DeformRoIExtractor
+from .sampled_roi_head import SampledRoIHead, SampledRoIs
 
-__all__ = ["DeformRoIExtractor"]
+__all__ = ["DeformRoIExtractor", "SampledRoIHead", "SampledRoIs"]

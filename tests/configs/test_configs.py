@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(
     path.relative_to(CONFIGS).as_posix()
     for path in CONFIGS.rglob("*.py")
-    if "_base_" not in path.parts
+    if not {"_base_", "studies"} & set(path.parts)
 )
 
 
@@ -33,6 +34,10 @@ def test_every_config_builds(file):
     names = [name for name, _ in model.named_parameters()]
     assert ("dconv" in file) == any("conv_offset" in name for name in names)
     assert ("dpool" in file) == any("offset_fc" in name for name in names)
+    assert ("mimic" in file) == ("mimic.fc_cls.weight" in names)
+    if "mimic" in file:
+        part = re.search(r"_mimic-?(\w*?)_", file)[1]
+        assert model.mimic.on == (part or "foreground")
     for loader in (config.train_dataloader, config.val_dataloader):
         dataset = DATASETS.build(dict(loader.dataset, lazy_init=True))
         classes = dataset.metainfo["classes"]

@@ -1,6 +1,7 @@
 _base_ = "mmdet::_base_/models/faster-rcnn_r50-caffe-dc5.py"
 
 model = dict(
+    type="MimicFasterRCNN",
     backbone=dict(type="DeformResNet"),
     roi_head=dict(
         bbox_roi_extractor=dict(

@@ -1,4 +1,4 @@
-# The whole of DCNv2, sized to train from scratch in minutes on two cores.
+# The regular network, sized to train from scratch in minutes on two cores.
 _base_ = [
     "../_base_/models/faster-rcnn_r18_fpn.py",
     "../_base_/datasets/digits.py",
@@ -10,7 +10,6 @@ model = dict(
     # From scratch: every layer trains, and so do the normalisation statistics.
     backbone=dict(
         base_channels=32,
-        deform=dict(layers=12),
         frozen_stages=-1,
         norm_eval=False,
         init_cfg=None,
@@ -23,11 +22,9 @@ model = dict(
     ),
     roi_head=dict(
         bbox_roi_extractor=dict(
-            pool="mdpool",
             out_channels=64,
             sampling_ratio=2,
             finest_scale=24,
-            deform=dict(fc_channels=256),
         ),
         bbox_head=dict(in_channels=64, fc_out_channels=512, num_classes=10),
     ),

@@ -1,0 +1,206 @@
+"""R-CNN feature mimicking (arXiv 1811.11168, section 3.3)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from mmdet.models.losses import accuracy
+from mmdet.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+SMALLEST_CROP = 64
+
+
+@MODELS.register_module()
+class MimicLoss(nn.Module):
+    """The feature mimicking loss, Σ_b [1 − cos(f_RCNN(b), f_FRCNN(b))].
+
+    (arXiv 1811.11168, equation 3.) Its gradient flows into both features.
+
+    Args:
+        reduction: 'sum' is the paper's, over the RoIs of an image; 'mean' is their mean.
+        loss_weight: 0.1 in the paper.
+    """
+
+    def __init__(self, reduction: str = "sum", loss_weight: float = 0.1) -> None:
+        super().__init__()
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f"loss_mimic: reduction: expected 'sum' or 'mean', got {reduction!r}")
+        self.reduction = reduction
+        self.loss_weight = loss_weight
+
+    def forward(self, cosine: Tensor, num_images: int) -> Tensor:
+        """cos(f_RCNN(b), f_FRCNN(b)) of all RoIs of a batch, [K] -> the loss, its images' mean."""
+        total = (1 - cosine).sum()
+        return self.loss_weight * total / (num_images if self.reduction == "sum" else len(cosine))
+
+
+class CropRoIs(nn.Module):
+    """Crops RoIs from images and resizes them, bilinearly.
+
+    An RoI is clipped to its image, and no sample reaches beyond it: neither the padding of the
+    batch nor anything else but the image's own pixels is in a crop.
+
+    Args:
+        size: side of the square crops in pixels, whatever shape the RoI has.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, images: Tensor, rois: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
+        """Images [N, 3, H, W], RoIs [K, 5] in pixels and the images' unpadded (height, width)
+        -> crops [K, 3, size, size], in the images' memory format.
+        """
+        steps = (torch.arange(self.size, device=rois.device) + 0.5) / self.size
+        crops = images.new_empty(len(rois), images.shape[1], self.size, self.size)
+        for index, (image, shape) in enumerate(zip(images, shapes, strict=True)):
+            chosen = (rois[:, 0] == index).nonzero().squeeze(1)
+            if not len(chosen):
+                continue
+            grid = []
+            for axis, (length, padded) in enumerate(
+                zip((shape[1], shape[0]), (image.shape[2], image.shape[1]), strict=True)
+            ):
+                low, high = (rois[chosen, i + axis].clamp(0, length) for i in (1, 3))
+                # Pixel i covers [i, i + 1), so its centre is at i + 0.5.
+                place = low[:, None] + steps * (high - low)[:, None] - 0.5
+                place = place.clamp(0, length - 1)
+                grid.append(2 * place / max(padded - 1, 1) - 1)  # grid_sample's -1..1
+            x, y = grid
+            x = x[:, None, :].expand(-1, self.size, -1)
+            y = y[:, :, None].expand(-1, -1, self.size)
+            grid = torch.stack([x, y], -1).reshape(1, -1, self.size, 2)  # one below the other
+            sampled = F.grid_sample(image[None], grid, align_corners=True)
+            crops[chosen] = sampled[0].unflatten(1, (len(chosen), self.size)).transpose(0, 1)
+        if images.is_contiguous(memory_format=torch.channels_last):
+            crops = crops.contiguous(memory_format=torch.channels_last)
+        return crops
+
+
+class FeatureMimic(nn.Module):
+    """The parts of R-CNN feature mimicking that the detector does not have.
+
+    These are the choice of Ω, the crops, the auxiliary classifier and the two losses;
+    `MimicFasterRCNN` puts them together.
+
+    Args:
+        in_channels: of the features, what the detector's classifier sees (1024 in the paper).
+        num_classes: C, without the background.
+        num_rois: RoIs an image, drawn at random; all where there are fewer.
+        crop_size: side of the crops in pixels, at least 64. 224 in the paper; smaller is cheaper.
+        on: 'foreground' (the paper's choice), 'background' or 'both': which of the RoIs that the
+            detector's second stage trains on are drawn from. For 'both' all are alike, so that as
+            many are of background as its sampler takes (three quarters in the paper).
+        loss_mimic: config of the loss, default `dict(type='MimicLoss', loss_weight=0.1)`.
+        loss_cls: config of the auxiliary classifier's loss, default `dict(type='CrossEntropyLoss',
+            loss_weight=0.1)`; its mean over the crops.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        num_rois: int = 32,
+        crop_size: int = 224,
+        on: str = "foreground",
+        loss_mimic: dict | None = None,
+        loss_cls: dict | None = None,
+    ) -> None:
+        super().__init__()
+        if on not in ("foreground", "background", "both"):
+            raise ValueError(
+                f"mimic: on: expected 'foreground', 'background' or 'both', got {on!r}"
+            )
+        if num_rois < 1:
+            raise ValueError(f"mimic: num_rois: expected at least 1, got {num_rois}")
+        if crop_size < SMALLEST_CROP:
+            raise ValueError(
+                f"mimic: crop_size: expected at least {SMALLEST_CROP}, got {crop_size}"
+            )
+        self.num_classes = num_classes
+        self.num_rois = num_rois
+        self.on = on
+        self.crop = CropRoIs(crop_size)
+        self.fc_cls = nn.Linear(in_channels, num_classes + 1)
+        self.loss_mimic = MODELS.build(dict(type="MimicLoss", loss_weight=0.1) | (loss_mimic or {}))
+        self.loss_cls = MODELS.build(
+            dict(type="CrossEntropyLoss", loss_weight=0.1) | (loss_cls or {})
+        )
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """As mmdet's box heads start their classifier."""
+        nn.init.normal_(self.fc_cls.weight, std=0.01)
+        nn.init.zeros_(self.fc_cls.bias)
+
+    def sample(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Draw Ω: each RoI's image and label, both [R] -> indices of the chosen ones, [K]."""
+        foreground = labels < self.num_classes
+        allowed = {
+            "foreground": foreground,
+            "background": ~foreground,
+            "both": torch.ones_like(foreground),
+        }[self.on]
+        drawn = [labels.new_empty(0)]
+        for image in images.unique():
+            candidates = (allowed & (images == image)).nonzero().squeeze(1)
+            order = torch.randperm(len(candidates), device=candidates.device)
+            drawn.append(candidates[order[: self.num_rois]])
+        return torch.cat(drawn)
+
+    def loss(
+        self, f_rcnn: Tensor, f_frcnn: Tensor, labels: Tensor, num_images: int
+    ) -> dict[str, Tensor]:
+        """Both losses, and what is logged beside them.
+
+        Args:
+            f_rcnn: features of the crops, [K, in_channels].
+            f_frcnn: features of the same RoIs in the detector, [K, in_channels].
+            labels: of the RoIs, [K], 0..C; C is background.
+            num_images: of the batch.
+
+        Returns:
+            loss_mimic, loss_mimic_cls, mimic_cos (the mean cosine similarity) and mimic_acc
+            (accuracy of the auxiliary classifier in percent). Without any RoI all are zero, and
+            the classifier is still part of the graph.
+        """
+        scores = self.fc_cls(f_rcnn)
+        if not len(labels):
+            zero = scores.sum() + f_rcnn.sum() + f_frcnn.sum()  # of nothing: zero
+            still = zero.detach()
+            return dict(loss_mimic=zero, loss_mimic_cls=zero, mimic_cos=still, mimic_acc=still)
+        cosine = F.cosine_similarity(f_rcnn.float(), f_frcnn.float())
+        return dict(
+            loss_mimic=self.loss_mimic(cosine, num_images),
+            loss_mimic_cls=self.loss_cls(scores, labels),
+            mimic_cos=cosine.detach().mean(),
+            mimic_acc=accuracy(scores, labels),
+        )
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Let the BatchNorms that are being trained take their input's statistics and keep no record.
+
+    Running statistics stay those of the images, and no process waits for another (SyncBatchNorm),
+    since one may have no crop where others have.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+    kept = [(norm.running_mean, norm.running_var) for norm in norms]
+    for norm in norms:
+        # In evaluation, PyTorch's normalise by the statistics of a batch where they have no others.
+        norm.running_mean = norm.running_var = None
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm, (mean, var) in zip(norms, kept, strict=True):
+            norm.running_mean, norm.running_var = mean, var
+            norm.training = True

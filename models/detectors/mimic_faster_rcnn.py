@@ -1,0 +1,91 @@
+"""Faster R-CNN that can be trained with R-CNN feature mimicking."""
+
+import torch
+from mmdet.models.detectors import FasterRCNN
+from mmdet.models.roi_heads import StandardRoIHead
+from mmdet.registry import MODELS
+from mmdet.structures import SampleList
+from mmengine.config import ConfigDict
+from torch import Tensor
+
+from ..roi_heads import SampledRoIHead, SampledRoIs
+from .mimic import FeatureMimic, batch_statistics
+
+
+@MODELS.register_module()
+class MimicFasterRCNN(FasterRCNN):
+    """mmdet's Faster R-CNN, with `mimic` trained by R-CNN feature mimicking.
+
+    (arXiv 1811.11168, section 3.3.) RoIs that the second stage trains on are cropped from the
+    padded, normalised input, resized, and sent through the same backbone, neck, RoI pooling (of an
+    RoI that covers the crop) and fully connected layers, all crops of a batch in one pass. Their
+    features f_RCNN are to point where the detector's features f_FRCNN of the same RoIs point, and
+    an auxiliary classifier is to tell the classes by them. Gradients flow into both features.
+
+    A crop is pooled from the map that the RoI extractor takes for an RoI of its size: of a pyramid,
+    with 224 pixels, the one of stride 16.
+
+    BatchNorms that are being trained normalise the crops by the crops' own statistics, in each
+    process by itself, and do not add them to their running ones, which stay those of the images.
+    Those that are frozen, as in the paper, are the same for both.
+
+    Mimicking adds nothing to inference. A checkpoint's auxiliary classifier (`mimic.*`) is left
+    aside by a detector without mimicking, so that it loads into one.
+
+    Args:
+        mimic: None for mmdet's Faster R-CNN, or a dict of arguments of `FeatureMimic`: num_rois,
+            crop_size, on, loss_mimic, loss_cls. `dict()` is the paper's.
+
+    All other arguments are those of mmdet's class.
+
+    Raises:
+        TypeError: `mimic` has another key.
+        ValueError: it has a value out of range, or the RoI head is another than mmdet's
+            StandardRoIHead with shared fully connected layers.
+    """
+
+    def __init__(self, *args, roi_head: dict, mimic: dict | None = None, **kwargs) -> None:
+        if mimic is None:
+            super().__init__(*args, roi_head=roi_head, **kwargs)
+            self.mimic = None
+            self.register_load_state_dict_pre_hook(_without_mimic)
+            return
+        kind = (
+            MODELS.get(roi_head["type"]) if isinstance(roi_head["type"], str) else roi_head["type"]
+        )
+        if kind is not StandardRoIHead:
+            raise ValueError(f"mimic: needs a StandardRoIHead, got {roi_head['type']}")
+        roi_head = ConfigDict(roi_head, type=SampledRoIHead)
+        super().__init__(*args, roi_head=roi_head, **kwargs)
+        head = self.roi_head.bbox_head
+        self.mimic = FeatureMimic(head.cls_last_dim, head.num_classes, **mimic)
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict:
+        """The losses of Faster R-CNN and, with mimicking, what `FeatureMimic.loss` returns."""
+        losses = super().loss(batch_inputs, batch_data_samples)
+        if self.mimic is not None:
+            sampled = losses.pop("sampled")
+            losses.update(self._mimic_losses(batch_inputs, batch_data_samples, sampled))
+        return losses
+
+    def _mimic_losses(self, images: Tensor, samples: SampleList, sampled: SampledRoIs) -> dict:
+        chosen = self.mimic.sample(sampled.rois[:, 0], sampled.labels)
+        f_frcnn = self.roi_head.fc_features(sampled.pooled[chosen])
+        if len(chosen):
+            shapes = [sample.img_shape[:2] for sample in samples]
+            crops = self.mimic.crop(images, sampled.rois[chosen], shapes)
+            whole = sampled.rois.new_zeros(len(crops), 5)
+            whole[:, 0] = torch.arange(len(crops))
+            whole[:, 3:] = self.mimic.crop.size
+            with batch_statistics(self):
+                maps = self.extract_feat(crops)
+            f_rcnn = self.roi_head.fc_features(self.roi_head.pool(maps, whole))
+        else:
+            f_rcnn = f_frcnn
+        return self.mimic.loss(f_rcnn, f_frcnn, sampled.labels[chosen], len(samples))
+
+
+def _without_mimic(module, state_dict, prefix, *args) -> None:
+    """Drop the auxiliary classifier from a state dict that is about to be loaded."""
+    for key in [key for key in state_dict if key.startswith(f"{prefix}mimic.")]:
+        del state_dict[key]
