@@ -51,9 +51,8 @@ quickstart: AP50 $ap50 on the held-out images, $((SECONDS / 60)) min $((SECONDS 
   images         data/digits
 
 What to try next:
-  - the regular network, to compare (no deformable layers, RoIAlign):
-      $python tools/train.py $config --work-dir work_dirs/regular --cfg-options \\
-          model.backbone.deform.layers=0 model.roi_head.bbox_roi_extractor.pool=align
+  - the regular network, to compare (no deformable layers, RoIAlign, no mimicking):
+      $python tools/train.py configs/quickstart/faster-rcnn_r18_fpn_digits.py
   - blood cells, COCO or images of your own: README.md
 EOF
 

@@ -233,15 +233,19 @@ def find_resumable(work_dir):
     pointer = work_dir / "last_checkpoint"
     if pointer.is_file() and (named := pointer.read_text().strip()):
         candidates |= {path for path in [Path(named).absolute()] if path.is_file()}
-    saved = {}
-    for path in candidates:
+    saved, refused = {}, []
+    for path in sorted(candidates):
         try:
             checkpoint = load_from_local(path, map_location="cpu", mmap=True)
             check_resumable(checkpoint, path)
         except CheckpointError as error:
-            print_log(f"Not resuming from {os.path.basename(path)}: {error}", logger="current")
+            refused.append(os.path.basename(path))
+            print_log(f"Not resuming from {refused[-1]}: {error}", logger="current")
         else:
             saved[path] = checkpoint["meta"]["time"], checkpoint["meta"]["iter"]
     if not saved:
-        raise CheckpointError(f"nothing to resume: {work_dir} holds no complete checkpoint")
+        damaged = f" (not {', '.join(refused)})" if refused else ""
+        raise CheckpointError(
+            f"nothing to resume: {work_dir} holds no complete checkpoint{damaged}"
+        )
     return str(max(saved, key=saved.get))

@@ -13,7 +13,7 @@ from torchvision.utils import draw_bounding_boxes, make_grid
 class MimicPictureHook(Hook):
     """Shows, once an epoch, RoIs in their images beside the crops that mimicking makes of them.
 
-    They go to TensorBoard and to the run's `vis_data` as `mimic/crops`. The Runner of this
+    They go to TensorBoard and to the run's `vis_data` as `mimic_crops`. The Runner of this
     repository has it on; without mimicking it does nothing.
 
     Args:
@@ -36,7 +36,7 @@ class MimicPictureHook(Hook):
         def show(module, args, crops: Tensor) -> None:
             images, rois, _ = args
             picture = draw(images, rois[: self.num_rois], crops, normalisation)
-            runner.visualizer.add_image("mimic/crops", picture, step=runner.iter + 1)
+            runner.visualizer.add_image("mimic_crops", picture, step=runner.iter + 1)
             self._stop()
 
         self.handle = mimic.crop.register_forward_hook(show)
@@ -65,7 +65,7 @@ def draw(images: Tensor, rois: Tensor, crops: Tensor, normalisation):
             resize(image, [size, width]), box * scale, colors="red", width=2
         )
         pairs.append(torch.cat([image, crop], 2))
-    return make_grid(pairs, nrow=2, padding=4, pad_value=255).permute(1, 2, 0).numpy()
+    return make_grid(pairs, nrow=2, padding=4, pad_value=255).permute(1, 2, 0).contiguous().numpy()
 
 
 def _to_bytes(image: Tensor, normalisation) -> Tensor:

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 import torch
 
@@ -39,29 +38,6 @@ def scalars(work_dir):
 
 def losses(work_dir):
     return [line["loss"] for line in scalars(work_dir) if "loss" in line]
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    """Six images of one bright square each, in COCO format."""
-    folder = tmp_path_factory.mktemp("squares")
-    rng = np.random.default_rng(0)
-    images, annotations = [], []
-    for i in range(6):
-        image = rng.integers(0, 80, (64, 64, 3), dtype=np.uint8)
-        x, y, size = (int(v) for v in rng.integers([4, 4, 16], [30, 30, 30]))
-        image[y : y + size, x : x + size] = 220
-        cv2.imwrite(str(folder / f"{i}.png"), image)
-        images.append({"id": i, "file_name": f"{i}.png", "width": 64, "height": 64})
-        annotations.append(
-            {"id": i + 1, "image_id": i, "category_id": 1, "iscrowd": 0, "area": size * size}
-            | {"bbox": [x, y, size, size]}
-        )
-    categories = [{"id": 1, "name": "square"}]
-    (folder / "annotations.json").write_text(
-        json.dumps({"images": images, "annotations": annotations, "categories": categories})
-    )
-    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +98,52 @@ def test_auto_scale_lr(tmp_path):
     options = ["--cfg-options", "train_cfg.max_epochs=1", "param_scheduler=None"]
     assert run("train.py", CONFIG, "--work-dir", tmp_path, "--auto-scale-lr", *options) is None
     assert scalars(tmp_path)[0]["lr"] == 0.01  # batch size 2 for a base of 4
+
+
+MIMIC = ["model.type=MimicFasterRCNN", "model.mimic.crop_size=64", "model.mimic.num_rois=3"]
+
+
+def test_mimicking_resumes_to_the_same_losses(tmp_path):
+    options = ["--cfg-options", *MIMIC, "default_hooks.checkpoint.max_keep_ckpts=2"]
+    assert run("train.py", CONFIG, "--work-dir", tmp_path / "a", *options) is None
+    resume = ["--resume", tmp_path / "a" / "epoch_1.pth"]
+    assert run("train.py", CONFIG, "--work-dir", tmp_path / "b", *resume, *options) is None
+    first, again = scalars(tmp_path / "a"), scalars(tmp_path / "b")
+    for key in ("loss", "loss_mimic", "loss_mimic_cls", "mimic_cos", "mimic_acc"):
+        found = [line[key] for line in first if "loss" in line]
+        assert len(found) == 6
+        assert found[3:] == [line[key] for line in again if "loss" in line]
+    assert all(line["loss_mimic"] > 0 for line in first if "loss" in line)
+    # A picture an epoch, of crops beside their RoIs.
+    pictures = sorted(tmp_path.glob("a/*/vis_data/vis_image/mimic_crops_*.png"))
+    assert len(pictures) == 2
+    assert cv2.imread(str(pictures[0])).std() > 10
+
+
+def test_mimicking_with_amp_and_gradient_accumulation(tmp_path):
+    options = ["--amp", "--cfg-options", *MIMIC, "optim_wrapper.accumulative_counts=2"]
+    assert run("train.py", CONFIG, "--work-dir", tmp_path, *options) is None
+    lines = [line for line in scalars(tmp_path) if "loss" in line]
+    assert all(0 < line["loss_mimic"] < 1 and 0 < line["loss_mimic_cls"] < 1 for line in lines)
+
+
+def test_mimicking_in_two_processes_where_one_has_no_object(dataset, tmp_path, monkeypatch):
+    """Its losses are zero there; DDP would hang or raise if a parameter had left the graph."""
+    folder = tmp_path / "half"
+    shutil.copytree(dataset, folder)
+    content = json.loads((folder / "annotations.json").read_text())
+    content["annotations"] = content["annotations"][:3]  # images 3 to 5 have none
+    (folder / "annotations.json").write_text(json.dumps(content))
+    monkeypatch.chdir(folder)
+    options = ["train_dataloader.sampler.shuffle=False", "train_dataloader.batch_size=1"]
+    options += ["log_processor.window_size=1"]  # no moving averages
+    command = ["2", "--work-dir", tmp_path / "work", "--cfg-options", *MIMIC, *options]
+    two_processes("dist_train.sh", CONFIG, *command)
+    lines = [line for line in scalars(tmp_path / "work") if "loss" in line]
+    assert len(lines) == 6
+    # Of the first process: images 0, 2 and 4.
+    assert [line["loss_mimic"] > 0 for line in lines] == [True, True, False] * 2
+    assert [line["loss_mimic_cls"] > 0 for line in lines] == [True, True, False] * 2
 
 
 def two_processes(script, *args):

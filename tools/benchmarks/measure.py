@@ -74,6 +74,7 @@ def machine() -> dict:
             break
     return {
         "cpu": cpu,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "dcn_vectors": dcn.cpu.library and dcn.cpu.library.dcn_capability().decode(),
         "threads": torch.get_num_threads(),

@@ -1,0 +1,404 @@
+"""tools/ablate.py: studies, their runs and results. Most with a training that takes no time."""
+
+import csv
+import fcntl
+import json
+import runpy
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from scipy import stats
+
+from tools.ablation import running
+from tools.ablation.results import read_log
+from tools.ablation.study import Study, StudyError
+from tools.ablation.table import make_rows, to_markdown
+from tools.ablation.workspace import Workspace
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGITS = ROOT / "configs/quickstart/faster-rcnn_r18_fpn_digits.py"
+
+# In place of tools/train.py. What a run does stands in the file `script` of its study's folder:
+# a line a call, 'ok' where there is none.
+TRAINING = """
+import json, os, signal, sys
+from pathlib import Path
+config, folder = Path(sys.argv[1]), Path(sys.argv[3])
+study = config.parent.parent
+with open(study / "calls", "a") as calls:
+    calls.write(f"{config.stem} {' '.join(sys.argv[4:5])}\\n")
+number = len((study / "calls").read_text().splitlines()) - 1
+script = (study / "script").read_text().split() if (study / "script").exists() else []
+what = script[number] if number < len(script) else "ok"
+seed = int(config.stem[-1])
+logs = folder / str(number).zfill(4) / "vis_data"
+logs.mkdir(parents=True)
+def log(**line):
+    with open(logs / "scalars.json", "a") as file:
+        file.write(json.dumps(line) + "\\n")
+if what == "error":
+    print("something to look at")
+    sys.exit("error: the disk is full")
+(folder / "epoch_1.pth").write_bytes(b"")
+for epoch in (1, 2):
+    log(loss=3.0 / epoch, time=0.25, iter=10 * epoch, epoch=epoch, step=10 * epoch)
+    if what == "killed" and epoch == 2:
+        open(logs / "scalars.json", "a").write('{"coco/bbox_mAP": 0.')
+        os.kill(os.getpid(), signal.SIGKILL)
+    ap = len(config.stem) / 100 + seed / 10 + epoch / 1000
+    log(**{"coco/bbox_mAP": ap, "coco/bbox_mAP_50": ap, "coco/bbox_mAP_75": ap, "step": epoch})
+"""
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A folder for a study whose trainings are those of TRAINING."""
+    (tmp_path / "train.py").write_text(TRAINING)
+    monkeypatch.setattr(running, "TRAIN", tmp_path / "train.py")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "work"
+
+
+def write(tmp_path, name="study.py", **content):
+    content = {"base": str(DIGITS), "seeds": [0, 1], "axes": {"layers": [0, 3]}} | content
+    content = {key: value for key, value in content.items() if value is not None}
+    content.setdefault("options", {"train_cfg.max_epochs": 2, "train_cfg.val_interval": 1})
+    path = tmp_path / name
+    path.write_text("".join(f"{key} = {value!r}\n" for key, value in content.items()))
+    return path
+
+
+def ablate(*args):
+    """Run the tool in this process; what it exits with, or None."""
+    argv, sys.argv = sys.argv, ["ablate.py", *map(str, args)]
+    try:
+        runpy.run_path(str(ROOT / "tools" / "ablate.py"), run_name="__main__")
+    except SystemExit as exit:
+        return exit.code
+    finally:
+        sys.argv = argv
+
+
+def execute(study, folder):
+    workspace = Workspace(Study.read(study), folder)
+    workspace.claim()
+    todo = [run for run, record in workspace.records() if not (record and record.finished)]
+    return list(running.execute_all(todo, jobs=1)), workspace
+
+
+def calls(folder):
+    return (folder / "calls").read_text().splitlines()
+
+
+# Studies
+
+
+def test_axes_make_a_grid(tmp_path):
+    axes = {"layers": [0, 3, 12], "conv": ["dconv", "mdconv"]}
+    study = Study.read(write(tmp_path, axes=axes, seeds=[3, 5]))
+    assert [cell.name for cell in study.cells] == [
+        "0 layers",  # once: there is nothing to modulate
+        "3 layers, dconv",
+        "3 layers, mdconv",
+        "12 layers, dconv",
+        "12 layers, mdconv",
+    ]
+    runs = study.runs(tmp_path / "work")
+    assert [run.seed for run in runs] == [3] * 5 + [5] * 5
+    config = Config.fromstring(runs[6].text, ".py")
+    assert config.model.backbone.deform.layers == 3
+    assert config.model.backbone.deform.modulated is False
+    assert config.randomness.seed == 5
+    assert config.train_cfg.max_epochs == runs[6].epochs == 2
+
+
+def test_rows_and_keys(tmp_path):
+    rows = [
+        dict(name="regular", layers=0, pool="align", mimic="off"),
+        dict(name="all", layers=12, conv="mdconv", pool="mdpool", mimic="both"),
+    ]
+    axes = {"optim_wrapper.optimizer.lr": [0.1, 0.2]}
+    study = Study.read(write(tmp_path, rows=rows, axes=axes, baseline={"name": "all, lr=0.1"}))
+    assert [cell.name for cell in study.cells] == [
+        *("regular, lr=0.1", "regular, lr=0.2", "all, lr=0.1", "all, lr=0.2")
+    ]
+    assert study.baseline is study.cells[2]
+    config = Config.fromstring(study.runs(tmp_path)[3].text, ".py")
+    assert config.model.mimic.on == "both"
+    assert config.model.roi_head.bbox_roi_extractor.pool == "mdpool"
+    assert config.optim_wrapper.optimizer.lr == 0.2
+
+
+@pytest.mark.parametrize("study", sorted((ROOT / "configs" / "studies").glob("*.py")))
+def test_the_studies_of_this_repository(study):
+    study = Study.read(study)
+    assert len(study.seeds) >= 3
+    assert len({cell.folder for cell in study.cells}) == len(study.cells) >= 4
+    for run in study.runs(Path("work")):
+        compile(run.text, "config", "exec")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (dict(axes={}), "has no cell"),
+        (dict(axes=None), "has no cell"),
+        (dict(axes={"layers": []}), "has no cell"),
+        (dict(rows=[]), "has no cell"),
+        (dict(axes={"layer": [1]}), "layer: the base config has no key layer; it has layers"),
+        (
+            dict(axes={"model.backbone.dept": [18]}),
+            "no key model.backbone.dept; model.backbone has depth",
+        ),
+        (dict(options={"train_cfg.max_epoch": 1}), "options: .* no key train_cfg.max_epoch; "),
+        (dict(axes={"layers": 3}), "axes: layers: expected a list of values, got 3"),
+        (dict(axes={"layers": ["many"]}), "layers: expected a number of layers, got 'many'"),
+        (dict(axes={"conv": ["modulated"]}), "conv: expected one of dconv, mdconv, got 'modul"),
+        (dict(axes={"pool": ["max"]}), "pool: expected one of align, dpool, mdpool, got 'max'"),
+        (dict(axes={"mimic": [True]}), "mimic: expected one of off, .*both, got True"),
+        (dict(seeds=[]), "seeds is missing or empty"),
+        (dict(seeds=[0, 0]), r"seeds: \[0, 0\] has one of them twice"),
+        (dict(seeds=[0.5]), r"seeds: expected whole numbers from 0, got \[0.5\]"),
+        (dict(base="none.py"), "base: config not found: none.py"),
+        (dict(baseline={"layers": 4}), "baseline: 0 cells are {'layers': 4}, expected one"),
+        (dict(seed=[1]), "seed: unknown, expected some of .*seeds"),
+        (dict(rows=dict(layers=3)), "rows: expected a list, got a dict"),
+        (dict(pictures={"cells": ["x"]}), "pictures: no cell is named 'x'"),
+    ],
+)
+def test_bad_studies_are_refused_by_name(tmp_path, content, message):
+    path = write(tmp_path, **content)
+    with pytest.raises(StudyError, match=message) as error:
+        Study.read(path)
+    assert str(path) in str(error.value)
+
+
+def test_files_that_are_no_study(tmp_path):
+    with pytest.raises(StudyError, match=r"study not found: .*none\.py"):
+        Study.read(tmp_path / "none.py")
+    (tmp_path / "half.py").write_text("axes = dict(layers=[0,")
+    with pytest.raises(StudyError, match=r"half\.py is not a study"):
+        Study.read(tmp_path / "half.py")
+
+
+# Runs
+
+
+def test_a_study_runs_once(fake):
+    study = write(fake.parent)
+    ended, workspace = execute(study, fake)
+    assert [record.finished for _, record in ended] == [True] * 4
+    record = ended[0][1]
+    assert (
+        record.metrics["AP"] == 0.152 + 0.0 == pytest.approx(len("0_layers_seed-0") / 100 + 0.002)
+    )
+    assert record.iteration == 0.25
+    assert 0 < record.seconds < 60
+    assert 1 < record.memory < 1000
+    assert len(calls(fake)) == 4
+    assert execute(study, fake)[0] == []
+    assert len(calls(fake)) == 4
+    # One seed more, and nothing of the old ones is touched.
+    before = {path: path.read_text() for path in fake.rglob("run.json")}
+    ended, _ = execute(write(fake.parent, seeds=[0, 1, 7]), fake)
+    assert [run.seed for run, _ in ended] == [7, 7]
+    assert all(path.read_text() == text for path, text in before.items())
+    assert workspace.runs[0].config.read_text() == workspace.runs[0].text
+
+
+def test_a_failed_run_stops_nothing_and_is_tried_again(fake):
+    study = write(fake.parent)
+    fake.mkdir()
+    (fake / "script").write_text("ok error killed ok")
+    ended, workspace = execute(study, fake)
+    assert [record.finished for _, record in ended] == [True, False, False, True]
+    assert ended[1][1].error == "error: the disk is full"
+    assert "exit status -9" in ended[2][1].error
+    rows = make_rows(workspace.study, workspace.records(), {})
+    assert [(len(row.finished), len(row.failed)) for row in rows] == [(1, 1), (1, 1)]
+    assert "1 (1 failed)" in to_markdown(rows)
+    ended, workspace = execute(study, fake)
+    assert [record.finished for _, record in ended] == [True, True]
+    assert len(calls(fake)) == 6
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint(fake, capsys):
+    study = write(fake.parent, seeds=[0], axes={"layers": [0]})
+    fake.mkdir()
+    (fake / "script").write_text("killed killed")
+    run = execute(study, fake)[0][0][0]
+    # Of a damaged checkpoint nothing can be resumed, and the run starts anew.
+    execute(study, fake)
+    assert calls(fake)[1] == "0_layers_seed-0 "
+    said = capsys.readouterr().out
+    assert "0 layers, seed 0: trained anew" in said
+    assert "holds no complete checkpoint (not epoch_1.pth)" in said
+    checkpoint = {key: {} for key in ("state_dict", "message_hub", "optimizer")}
+    checkpoint["meta"] = dict(time="2026", iter=10)
+    torch.save(checkpoint, run.folder / "epoch_1.pth")
+    [(run, record)] = execute(study, fake)[0]
+    assert calls(fake)[2] == "0_layers_seed-0 --resume"
+    assert record.finished
+    assert record.seconds is None  # of a part of the training only
+    log = read_log(run.folder)  # of three attempts
+    assert [line["step"] for line in log.train] == [10, 20]
+    assert [line["step"] for line in log.val] == [1, 2]
+
+
+def test_damaged_results_are_made_again(fake, capsys):
+    study = write(fake.parent)
+    _, workspace = execute(study, fake)
+    workspace.write_results()
+    whole = (fake / "results.csv").read_text()
+    (fake / "results.csv").write_text(whole[:100])
+    workspace.write_results()
+    assert (fake / "results.csv").read_text() == whole
+    record = workspace.runs[1].folder / "run.json"
+    record.write_text(record.read_text()[:40])
+    ended, _ = execute(study, fake)
+    assert f"{record} is damaged" in capsys.readouterr().out
+    assert [(run.name, r.finished) for run, r in ended] == [(workspace.runs[1].name, True)]
+
+
+def test_csv_has_a_line_a_run(fake):
+    fake.mkdir()
+    (fake / "script").write_text("ok error ok")
+    _, workspace = execute(write(fake.parent), fake)
+    workspace.write_results()
+    lines = list(csv.DictReader((fake / "results.csv").open()))
+    assert [(x["cell"], x["layers"], x["seed"], x["state"]) for x in lines] == [
+        ("0 layers", "0", "0", "finished"),
+        ("0 layers", "0", "1", "finished"),
+        ("3 layers", "3", "1", "finished"),
+        ("3 layers", "3", "0", "failed"),
+    ]
+    assert lines[3]["error"] == "error: the disk is full"
+    assert float(lines[0]["AP"]) == pytest.approx(0.152)
+
+
+def test_two_studies_in_one_folder(fake):
+    execute(write(fake.parent), fake)
+    before = sorted(path.read_text() for path in fake.rglob("run.json"))
+    other = write(fake.parent, "other.py")
+    with pytest.raises(StudyError, match=r"work holds another study \(study\.py, .*--work-dir"):
+        execute(other, fake)
+    # The same study, of which the base has changed.
+    changed = write(fake.parent, options={"train_cfg.max_epochs": 3})
+    with pytest.raises(StudyError, match="holds a run of another config than 0 layers, seed 0"):
+        execute(changed, fake)
+    assert sorted(path.read_text() for path in fake.rglob("run.json")) == before
+
+
+def test_nobody_trains_beside_an_orphan(fake):
+    study = write(fake.parent)
+    run = Study.read(study).runs(fake)[1]
+    run.folder.mkdir(parents=True)
+    with (run.folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(StudyError, match=f"another process is training in {run.folder}"):
+            execute(study, fake)
+    assert len(calls(fake)) == 3  # the others
+
+
+def test_jobs_share_what_there_is(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert running._environment(0, 1) == {}
+    assert running._environment(1, 4) == {"OMP_NUM_THREADS": "2"}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert [running._environment(i, 3)["CUDA_VISIBLE_DEVICES"] for i in range(3)] == ["4", "6", "4"]
+
+
+# Results
+
+
+def test_means_differences_and_intervals(fake):
+    ended, workspace = execute(write(fake.parent, seeds=[0, 1, 3]), fake)
+    base, row = make_rows(workspace.study, workspace.records(), {})
+    values = {
+        name: [r.metrics["AP"] for run, r in ended if run.cell.name == name]
+        for name in ("0 layers", "3 layers")
+    }
+    assert base.mean["AP"] == pytest.approx(statistics.mean(values["0 layers"]))
+    assert row.std["AP"] == pytest.approx(statistics.stdev(values["3 layers"]))
+    assert base.difference == base.interval == {}
+    assert row.difference["AP"] == pytest.approx(row.mean["AP"] - base.mean["AP"])
+    # Welch, by hand: both have the same variance, so four degrees of freedom.
+    half = stats.t.ppf(0.975, 4) * (2 * statistics.variance(values["3 layers"]) / 3) ** 0.5
+    low, high = row.interval["AP"]
+    assert (low, high) == pytest.approx((row.difference["AP"] - half, row.difference["AP"] + half))
+
+
+def test_the_plan(fake):
+    study = write(fake.parent)
+    workspace = Workspace(Study.read(study), fake)
+    assert "4 runs, 4 to do; no run has finished yet" in workspace.plan(1)
+    execute(study, fake)
+    for file in fake.rglob("seed-1/run.json"):
+        file.unlink()
+    for i, file in enumerate(sorted(fake.rglob("seed-0/run.json"))):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"seconds": 600 * (1 + i)}))
+    plan = workspace.plan(2).splitlines()
+    assert plan[0] == "0 layers, seed 0: finished, AP 0.152"
+    assert plan[2] == "0 layers, seed 1: interrupted, about 10 min"
+    assert plan[3] == "3 layers, seed 1: interrupted, about 20 min"
+    assert plan[4] == "4 runs, 2 to do: about 15 min with 2 at a time, by those that are done"
+
+
+# The tool
+
+
+def test_dry_run_writes_nothing(fake, capsys):
+    assert ablate(write(fake.parent), "--work-dir", fake, "--dry-run") is None
+    assert "3 layers, seed 1: waiting" in capsys.readouterr().out
+    assert not fake.exists()
+
+
+def test_a_report_of_nothing(fake):
+    code = ablate(write(fake.parent), "--work-dir", fake, "--report")
+    assert (
+        code
+        == f"error: {fake.parent}/study.py: no run has finished yet, there is nothing to report"
+    )
+    assert not fake.exists()
+
+
+def test_bad_arguments(fake, capsys):
+    study = write(fake.parent)
+    assert ablate(fake.parent / "none.py") == f"error: study not found: {fake.parent}/none.py"
+    assert ablate(study, "--jobs", "0") == 2
+    assert "--jobs: expected at least 1, got 0" in capsys.readouterr().err
+    assert "--cluster mine: " in ablate(study, "--work-dir", fake, "--cluster", "mine")
+    options = ["--cluster", "local", "--cluster-options", "slurm_partitions=x"]
+    assert "--cluster local: " in ablate(study, "--work-dir", fake, *options)
+    (fake.parent / "file").write_text("")
+    assert "cannot write to" in ablate(study, "--work-dir", fake.parent / "file" / "work")
+
+
+def test_real_runs_on_a_cluster(dataset, tmp_path, monkeypatch, capsys):
+    """submitit's cluster of this machine; trainings and report are the real ones."""
+    monkeypatch.chdir(dataset)
+    monkeypatch.setenv("PYTHONPATH", "")  # the tool sets it for the jobs
+    study = write(
+        tmp_path,
+        base=str(ROOT / "tests/tools/tiny.py"),
+        seeds=[0],
+        axes={"model.backbone.type": ["ResNet", "DeformResNet"]},
+        options={"train_cfg.max_epochs": 1},
+    )
+    options = ["--work-dir", tmp_path / "work", "--cluster", "local"]
+    assert ablate(study, *options, "--cluster-options", "timeout_min=5") is None
+    said = capsys.readouterr().out
+    assert "[2/2] type=" in said
+    lines = list(csv.DictReader((tmp_path / "work" / "results.csv").open()))
+    assert [line["state"] for line in lines] == ["finished"] * 2
+    assert {line["parameters"] for line in lines} == {lines[0]["parameters"]}
+    assert float(lines[0]["gflops"]) > 0
+    assert "| type=ResNet | 1 | 0." in (tmp_path / "work" / "report.md").read_text()
+    assert "base64" in (tmp_path / "work" / "report.html").read_text()
+    assert len(list((tmp_path / "work" / "jobs").glob("*_log.out"))) == 2

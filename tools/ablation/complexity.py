@@ -1,0 +1,59 @@
+"""Parameters and operations of a detector in inference."""
+
+import copy
+import json
+from dataclasses import asdict, dataclass
+
+import torch
+from mmdet.registry import DATASETS, MODELS
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from torch.utils.flop_counter import FlopCounterMode, conv_flop, register_flop_formula
+
+from .results import write_text
+from .study import Run
+
+
+@register_flop_formula(torch.ops.dcn.deform_conv2d)
+def _deform_conv_flop(input, offset, weight, bias, mask, *geometry, out_shape=None, **kwargs):
+    return conv_flop(input, weight, bias, *geometry, False, out_shape=out_shape)
+
+
+@dataclass
+class Complexity:
+    """Of inference. GFLOPs are 1e9 multiply-adds of convolutions and matrix products, on the first
+    image of the evaluation, with untrained weights; sampling and pooling are not counted.
+    """
+
+    parameters: int
+    gflops: float
+
+
+def complexity(run: Run) -> Complexity:
+    """Of a run's detector; kept in a file beside its folder."""
+    path = run.folder.parent / "complexity.json"
+    if path.exists():
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return Complexity(**kept)
+        except (ValueError, TypeError):
+            pass  # cut off: made again
+    found = _count(Config.fromstring(run.text, ".py"))
+    write_text(path, json.dumps(asdict(found)) + "\n")
+    return found
+
+
+def _count(config: Config) -> Complexity:
+    init_default_scope("mmdet")
+    config = copy.deepcopy(config)
+    config.model.backbone.init_cfg = None  # no download
+    torch.manual_seed(0)
+    model = MODELS.build(config.model).eval()
+    parameters = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("mimic."))
+    sample = DATASETS.build(config.val_dataloader.dataset)[0]
+    data = model.data_preprocessor(pseudo_collate([sample]), False)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(**data, mode="tensor")
+    return Complexity(parameters, counter.get_total_flops() / 2 / 1e9)

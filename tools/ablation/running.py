@@ -1,0 +1,177 @@
+"""Runs the cells of a study: each an ordinary tools/train.py, side by side where asked."""
+
+import fcntl
+import os
+import queue
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.engine import CheckpointError, find_resumable
+
+from .results import Record, collect, read_record, write_record, write_text
+from .study import Run, StudyError
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = ROOT / "tools" / "train.py"
+LOG = "train.log"  # what tools/train.py printed
+
+
+def execute(run: Run, environment: dict[str, str] | None = None) -> Record:
+    """Train one cell with one seed, or go on with what an interrupted attempt left.
+
+    Args:
+        environment: variables for the process, beside those of this one.
+
+    Returns:
+        Its record, which is also written. A failed run has a record too, and the next call tries
+        it again.
+
+    Raises:
+        StudyError: the folder holds a run of another config, or a process is training in it.
+    """
+    with _locked(run) as lock:
+        record = read_record(run)
+        if record is not None and record.finished:
+            return record
+        write_text(run.config, run.text)
+        command = [sys.executable, str(TRAIN), str(run.config), "--work-dir", str(run.folder)]
+        resumed = any(run.folder.glob("*.pth"))
+        if resumed:
+            try:
+                command += ["--resume", find_resumable(run.folder)]
+            except CheckpointError as error:
+                print(f"{run.name}: trained anew, {error}", flush=True)
+                resumed = False
+        start = time.monotonic()
+        with (run.folder / LOG).open("a") as log:
+            process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | (environment or {}),
+                pass_fds=[lock],  # an orphan keeps it, so that nobody trains beside it
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode == 0:
+            try:
+                record = collect(run)
+            except StudyError as error:
+                record = Record(finished=False, error=str(error))
+        else:
+            lines = (run.folder / LOG).read_text(errors="replace").strip().splitlines()
+            last = lines[-1] if lines else f"exit status {process.returncode}"
+            record = Record(finished=False, error=last)
+        if not resumed:
+            record.seconds = time.monotonic() - start
+        if record.memory is None:
+            record.memory = usage.ru_maxrss / 1024
+        write_record(run, record)
+        return record
+
+
+@contextmanager
+def _locked(run: Run) -> Iterator[int]:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StudyError(f"another process is training in {run.folder}") from None
+        os.set_inheritable(file.fileno(), True)
+        yield file.fileno()
+
+
+def execute_all(
+    runs: list[Run], jobs: int, train: Callable[[Run, dict[str, str]], Record] = execute
+) -> Iterator[tuple[Run, Record]]:
+    """Execute runs, `jobs` at a time, and yield each as it ends.
+
+    Where there are GPUs, job i has the i-th of those that are visible; otherwise the jobs share
+    the cores.
+
+    Args:
+        train: what executes one, `execute` or one of `cluster`.
+
+    Raises:
+        StudyError: what `execute` refused, when all other runs have ended.
+    """
+    environments: queue.SimpleQueue = queue.SimpleQueue()
+    for i in range(jobs):
+        environments.put(_environment(i, jobs))
+
+    def job(run: Run) -> Record:
+        environment = environments.get()
+        try:
+            return train(run, environment)
+        finally:
+            environments.put(environment)
+
+    refused = []
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        futures = {pool.submit(job, run): run for run in runs}
+        for future in as_completed(futures):
+            try:
+                yield futures[future], future.result()
+            except StudyError as error:
+                refused.append(str(error))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C, nothing new starts
+    if refused:
+        raise StudyError("\n".join(refused))
+
+
+def _environment(job: int, jobs: int) -> dict[str, str]:
+    count = torch.cuda.device_count()
+    if count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
+        return {"CUDA_VISIBLE_DEVICES": visible.split(",")[job % count]}
+    if jobs == 1:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+
+
+def cluster(name: str, folder: Path, options: dict[str, Any]) -> Callable[[Run, dict], Record]:
+    """What executes a run as a job of a cluster.
+
+    Args:
+        name: of submitit's executor: 'slurm', or 'local' for this machine.
+        folder: of the jobs' scripts and logs; every machine of the cluster must see it.
+        options: of the executor, for example slurm_partition, gpus_per_node, timeout_min.
+
+    Raises:
+        StudyError: submitit is not installed, or does not know the name or an option.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise StudyError("--cluster needs submitit: pip install submitit") from None
+    try:
+        executor = submitit.AutoExecutor(folder, cluster=name)
+        executor.update_parameters(**options)
+    except (ValueError, TypeError, NameError, RuntimeError) as error:
+        raise StudyError(f"--cluster {name}: {error}") from error
+    # A job imports this module by name.
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(path)
+
+    def train(run: Run, environment: dict[str, str]) -> Record:
+        job = executor.submit(execute, run)  # the cluster hands out its own devices
+        try:
+            return job.result()
+        except StudyError:
+            raise
+        except Exception as error:  # whatever a cluster does to a job
+            last = str(error).strip().splitlines()[-1:]
+            return Record(finished=False, error=f"job {job.job_id}: {' '.join(last)}")
+
+    return train
