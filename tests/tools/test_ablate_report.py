@@ -337,7 +337,7 @@ def looks(locator) -> np.ndarray:
 
 
 def colours(image: np.ndarray) -> int:
-    return len(np.unique(image.reshape(-1, 3), axis=0))
+    return len(np.unique(image @ np.array([1 << 16, 1 << 8, 1])))
 
 
 def boxes_apart(page, selector: str) -> int:

@@ -96,7 +96,7 @@ def collect(run: Run) -> Record:
     """
     log = read_log(run.folder)
     last = log.val[-1] if log.val else {"step": 0}
-    if last["step"] != run.epochs:
+    if last["step"] != run.epochs or not log.train:
         raise StudyError(
             f"{run.folder}: its logs lack the evaluation of epoch {run.epochs}, the last one is of "
             f"{last['step']}"

@@ -4,6 +4,7 @@ import csv
 import io
 import statistics
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 from scipy.stats import ttest_ind
@@ -27,7 +28,7 @@ class Row:
     mean: dict[str, float] = field(default_factory=dict)  # of each of METRICS, over seeds
     std: dict[str, float] = field(default_factory=dict)  # with two seeds or more
     # Mean minus that of the baseline, and the confidence interval of it (Welch's), where both have
-    # two seeds or more. The baseline itself has neither.
+    # two seeds or more that differ. The baseline itself has neither.
     difference: dict[str, float] = field(default_factory=dict)
     interval: dict[str, tuple[float, float]] = field(default_factory=dict)
     iteration: float | None = None  # seconds, median over seeds
@@ -69,7 +70,9 @@ def make_rows(
             if row is base or not base.finished:
                 continue
             row.difference[metric] = row.mean[metric] - statistics.fmean(base.values(metric))
-            if min(len(values), len(base.finished)) > 1:
+            # Equal values to the last digit are rounding, not certainty.
+            spread = len({*values}) > 1 or len({*base.values(metric)}) > 1
+            if spread and min(len(values), len(base.finished)) > 1:
                 test = ttest_ind(values, base.values(metric), equal_var=False)
                 interval = test.confidence_interval(CONFIDENCE)
                 row.interval[metric] = (float(interval.low), float(interval.high))
@@ -136,5 +139,6 @@ def cells_of(row: Row) -> list[str]:
 
 
 def to_markdown(rows: list[Row]) -> str:
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *(cells_of(row) for row in rows)]
+    cells = [[escape(text).replace("|", "\\|") for text in cells_of(row)] for row in rows]
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *cells]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
