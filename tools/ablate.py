@@ -97,4 +97,7 @@ def run_all(workspace, jobs, train):
 
 if __name__ == "__main__":
     with one_line_errors():
-        main()
+        try:
+            main()
+        except KeyboardInterrupt:
+            sys.exit("stopped; called again, it goes on from here")

@@ -20,7 +20,8 @@ class MimicLoss(nn.Module):
     (arXiv 1811.11168, equation 3.) Its gradient flows into both features.
 
     Args:
-        reduction: 'sum' is the paper's, over the RoIs of an image; 'mean' is their mean.
+        reduction: 'sum' is the paper's, over the RoIs of an image, of which the batch's mean is
+            taken; 'mean' is the mean over all RoIs of the batch.
         loss_weight: 0.1 in the paper.
     """
 
@@ -32,7 +33,7 @@ class MimicLoss(nn.Module):
         self.loss_weight = loss_weight
 
     def forward(self, cosine: Tensor, num_images: int) -> Tensor:
-        """cos(f_RCNN(b), f_FRCNN(b)) of all RoIs of a batch, [K] -> the loss, its images' mean."""
+        """cos(f_RCNN(b), f_FRCNN(b)) of all RoIs of a batch, [K] -> the loss."""
         total = (1 - cosine).sum()
         return self.loss_weight * total / (num_images if self.reduction == "sum" else len(cosine))
 

@@ -29,8 +29,8 @@ class MimicFasterRCNN(FasterRCNN):
     process by itself, and do not add them to their running ones, which stay those of the images.
     Those that are frozen, as in the paper, are the same for both.
 
-    Mimicking adds nothing to inference. A checkpoint's auxiliary classifier (`mimic.*`) is left
-    aside by a detector without mimicking, so that it loads into one.
+    Mimicking adds nothing to inference. Of a checkpoint trained with it, a detector without it
+    leaves the auxiliary classifier (`mimic.*`) unused.
 
     Args:
         mimic: None for mmdet's Faster R-CNN, or a dict of arguments of `FeatureMimic`: num_rois,
@@ -40,23 +40,27 @@ class MimicFasterRCNN(FasterRCNN):
 
     Raises:
         TypeError: `mimic` has another key.
-        ValueError: it has a value out of range, or the RoI head is another than mmdet's
-            StandardRoIHead with shared fully connected layers.
+        ValueError: it has a value out of range, the RoI head is another than mmdet's
+            StandardRoIHead with shared fully connected layers, or the backbone trains BatchNorms
+            and recomputes activations (with_cp).
     """
 
     def __init__(self, *args, roi_head: dict, mimic: dict | None = None, **kwargs) -> None:
         if mimic is None:
             super().__init__(*args, roi_head=roi_head, **kwargs)
             self.mimic = None
-            self.register_load_state_dict_pre_hook(_without_mimic)
             return
-        kind = (
-            MODELS.get(roi_head["type"]) if isinstance(roi_head["type"], str) else roi_head["type"]
-        )
-        if kind is not StandardRoIHead:
-            raise ValueError(f"mimic: needs a StandardRoIHead, got {roi_head['type']}")
+        kind = roi_head["type"]
+        if (MODELS.get(kind) if isinstance(kind, str) else kind) is not StandardRoIHead:
+            raise ValueError(f"mimic: needs a StandardRoIHead, got {kind}")
         roi_head = ConfigDict(roi_head, type=SampledRoIHead)
         super().__init__(*args, roi_head=roi_head, **kwargs)
+        backbone = self.backbone
+        if getattr(backbone, "with_cp", False) and not getattr(backbone, "norm_eval", True):
+            raise ValueError(
+                "mimic: with_cp computes the crops anew in the backward pass, and their statistics "
+                "would be added to the images'; use norm_eval=True or with_cp=False"
+            )
         head = self.roi_head.bbox_head
         self.mimic = FeatureMimic(head.cls_last_dim, head.num_classes, **mimic)
 
@@ -83,9 +87,3 @@ class MimicFasterRCNN(FasterRCNN):
         else:
             f_rcnn = f_frcnn
         return self.mimic.loss(f_rcnn, f_frcnn, sampled.labels[chosen], len(samples))
-
-
-def _without_mimic(module, state_dict, prefix, *args) -> None:
-    """Drop the auxiliary classifier from a state dict that is about to be loaded."""
-    for key in [key for key in state_dict if key.startswith(f"{prefix}mimic.")]:
-        del state_dict[key]

@@ -2,7 +2,7 @@
 
 from .checkpoint import find_resumable, load_weights
 from .errors import CheckpointError, EngineError, NonFiniteError
-from .hooks import CheckpointHook, EpochSeedHook, NonFiniteHook
+from .hooks import CheckpointHook, EpochSeedHook, LastValidationHook, NonFiniteHook
 from .offsets import OffsetStatisticsHook
 from .optim import BFloat16OptimWrapper
 from .pictures import MimicPictureHook
@@ -14,6 +14,7 @@ __all__ = [
     "CheckpointHook",
     "EngineError",
     "EpochSeedHook",
+    "LastValidationHook",
     "MimicPictureHook",
     "NonFiniteError",
     "NonFiniteHook",

@@ -28,6 +28,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from .errors import CheckpointError
 
+TRAINING_ONLY = "mimic."  # the auxiliary classifier of feature mimicking
 RESUME_KEYS = ("meta", "state_dict", "message_hub", "optimizer")
 
 
@@ -164,6 +165,8 @@ def load_from_remote_storage(filename, map_location=None):
 def load_weights(model, checkpoint, source, strict):
     """Copy the weights of ``checkpoint`` into ``model``.
 
+    The auxiliary classifier of feature mimicking is left out where the model has none.
+
     Args:
         model (nn.Module): The model, unwrapped.
         checkpoint (dict): A state dict, or a dict that holds one as ``state_dict``.
@@ -177,6 +180,12 @@ def load_weights(model, checkpoint, source, strict):
     state = copy.copy(checkpoint.get("state_dict", checkpoint))  # with its _metadata
     consume_prefix_in_state_dict_if_present(state, "module.")
     own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    if not any(key.startswith(TRAINING_ONLY) for key in own):
+        unused = [key for key in state if key.startswith(TRAINING_ONLY)]
+        for key in unused:
+            del state[key]
+        if unused:
+            print_log(f"{source}: {', '.join(unused)} left unused", logger="current")
     given = {key: tuple(getattr(value, "shape", ())) for key, value in state.items()}
     if not strict:
         if not own.items() & given.items():

@@ -64,6 +64,18 @@ class NonFiniteHook(Hook):
             )
 
 
+@HOOKS.register_module()
+class LastValidationHook(Hook):
+    """Evaluates the last epoch of a run that was stopped after its checkpoint was written.
+
+    The checkpoint comes before the evaluation, and a loop that resumes from it is at its end.
+    """
+
+    def before_train(self, runner):
+        if runner.epoch >= runner.max_epochs and runner.val_loop is not None:
+            runner.val_loop.run()
+
+
 def _images(data_batch):
     samples = data_batch.get("data_samples", []) if isinstance(data_batch, dict) else []
     paths = [sample.img_path for sample in samples if hasattr(sample, "img_path")]

@@ -14,7 +14,7 @@ from dcn import DeformConv2d, DeformRoIPool
 
 DEAD = 0.01  # pixels; bilinear samples moved by less are the regular ones to a hundredth
 RUNAWAY = 0.5  # of the samples outside
-SAMPLES = 100_000  # at most, that a layer's figures are taken from
+SAMPLES = 100_000  # about so many, at most, are a convolution's figures taken from
 
 
 @HOOKS.register_module()
@@ -25,12 +25,14 @@ class OffsetStatisticsHook(Hook):
 
     - `offsets/NAME/mean`, `offsets/NAME/p95`: mean and 95th percentile of the length of Δp, for a
       convolution in pixels of its input, for RoI pooling in pixels of the image;
-    - `offsets/NAME/outside`: the share of samples that read no pixel (of a convolution's kernel
-      points, with those that padding puts there) or whose centre is outside (RoI bins);
+    - `offsets/NAME/outside`: the share of samples outside of the image: of a convolution's kernel
+      points those that read no pixel, of RoI bins those whose centre is outside;
+    - `offsets/NAME/moved_out`: the share of those that are inside without an offset (padding puts
+      some outside) and outside with it;
     - `offsets/NAME/mask_mean`, `offsets/NAME/mask_std`: mean and standard deviation of Δm.
 
     It warns once a layer that is dead (after a tenth of the schedule the 95th percentile has never
-    reached 0.01 pixels), and once one that has run away (over half of its samples outside).
+    reached 0.01 pixels), and once one that has run away (over half of its samples moved out).
 
     The Runner of this repository has it on; without deformable layers it does nothing.
 
@@ -92,11 +94,11 @@ class OffsetStatisticsHook(Hook):
             self.found[name] = {}
             with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
                 if isinstance(module, DeformConv2d):
-                    offset, mask, outside = _conv(module, args[0], prediction["value"])
+                    samples = _conv(module, args[0], prediction["value"])
                 else:
-                    offset, mask, outside = _pool(module, *args, prediction)
-                if offset.numel():
-                    self.found[name] = _figures(offset, mask, outside)
+                    samples = _pool(module, *args, prediction)
+                if len(samples[0]):
+                    self.found[name] = _figures(*samples)
 
         conv = isinstance(layer, DeformConv2d)
         source = layer.conv_offset if conv else layer.offset_fc
@@ -111,9 +113,9 @@ class OffsetStatisticsHook(Hook):
     def _warn(self, name: str, figures: dict[str, float], progress: float) -> None:
         if name in self.warned:
             return
-        if figures["outside"] > RUNAWAY:
+        if figures["moved_out"] > RUNAWAY:
             problem = (
-                f"has run away: {figures['outside']:.0%} of its samples are outside of the image. "
+                f"has run away: {figures['moved_out']:.0%} of its samples left the image. "
                 "Try a lower learning rate for its offsets (optim_wrapper.paramwise_cfg."
                 "custom_keys), clip_grad, or a longer warm-up"
             )
@@ -130,57 +132,64 @@ class OffsetStatisticsHook(Hook):
         print_log(f"{name} {problem}", logger="current", level=logging.WARNING)
 
 
-def _figures(offset: Tensor, mask: Tensor | None, outside: Tensor) -> dict[str, float]:
-    """Of offsets [n, 2] in pixels, masks [n] and whether a sample is outside [n]."""
+# Of n samples: offsets [n, 2] in pixels, masks [n] or None, and which are outside of the image [n],
+# with their offsets and without.
+Samples = tuple[Tensor, Tensor | None, Tensor, Tensor]
+
+
+def _figures(
+    offset: Tensor, mask: Tensor | None, outside: Tensor, at_rest: Tensor
+) -> dict[str, float]:
     length = offset.norm(dim=1)
-    figures = [length.mean(), length.quantile(0.95), outside.float().mean()]
-    names = ["mean", "p95", "outside"]
+    moved_out = (outside & ~at_rest).sum() / (~at_rest).sum().clamp(min=1)
+    figures = [length.mean(), length.quantile(0.95), outside.float().mean(), moved_out]
+    names = ["mean", "p95", "outside", "moved_out"]
     if mask is not None:
         figures += [mask.mean(), mask.std(unbiased=False)]
         names += ["mask_mean", "mask_std"]
     return dict(zip(names, torch.stack(figures).tolist(), strict=True))  # one wait for the device
 
 
-def _thin(samples: Tensor) -> Tensor:
-    """At most `SAMPLES` of the rows, evenly spaced."""
-    return samples[:: math.ceil(len(samples) / SAMPLES)] if len(samples) else samples
-
-
-def _conv(
-    layer: DeformConv2d, input: Tensor, prediction: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Offsets [n, 2] (dy, dx), masks [n] and which samples read no pixel, of a convolution."""
+def _conv(layer: DeformConv2d, input: Tensor, prediction: Tensor) -> Samples:
+    """Of a convolution; its offsets are (dy, dx)."""
     n, _, rows, columns = prediction.shape
     points = layer.kernel_size[0] * layer.kernel_size[1]
-    groups = layer.deform_groups
     device = prediction.device
     offset, logits = prediction.float().split_with_sizes(
         [layer.offset_channels, prediction.shape[1] - layer.offset_channels], 1
     )
     # [N, G, K, 2, H, W] -> samples in the order N, G, K, H, W
-    offset = offset.reshape(n, groups, points, 2, rows, columns).movedim(3, -1).reshape(-1, 2)
-    chosen = _thin(torch.arange(len(offset), device=device))
+    offset = offset.reshape(n, layer.deform_groups, points, 2, rows, columns)
+    offset = offset.movedim(3, -1).reshape(-1, 2)
+    chosen = torch.arange(0, len(offset), _step(len(offset), rows * columns), device=device)
     offset = offset[chosen]
     column, row = chosen % columns, chosen // columns % rows
     point = chosen // (rows * columns) % points
-    outside = torch.zeros(len(chosen), dtype=torch.bool, device=device)
     kernel = (point // layer.kernel_size[1], point % layer.kernel_size[1])
+    outside = torch.zeros(len(chosen), dtype=torch.bool, device=device)
+    at_rest = outside.clone()
     for axis, place in enumerate((row, column)):
-        position = (
-            place * layer.stride[axis]
-            - layer.padding[axis]
-            + kernel[axis] * layer.dilation[axis]
-            + offset[:, axis]
+        regular = (
+            place * layer.stride[axis] - layer.padding[axis] + kernel[axis] * layer.dilation[axis]
         )
-        outside |= ~((position > -1) & (position < input.shape[2 + axis]))
+        for position, result in ((regular, at_rest), (regular + offset[:, axis], outside)):
+            result |= ~((position > -1) & (position < input.shape[2 + axis]))
     mask = logits.reshape(-1)[chosen].sigmoid() if layer.modulated else None
-    return offset, mask, outside
+    return offset, mask, outside, at_rest
+
+
+def _step(count: int, pixels: int) -> int:
+    """Takes about `SAMPLES` of `count` samples, and all columns and rows of the map alike."""
+    step = math.ceil(max(count, 1) / SAMPLES)
+    while math.gcd(step, pixels) > 1:
+        step += 1
+    return step
 
 
 def _pool(
     layer: DeformRoIPool, input: Tensor, rois: Tensor, prediction: dict[str, Tensor]
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Offsets [n, 2] (dx, dy) in pixels of the image, masks [n], and which bins are outside."""
+) -> Samples:
+    """Of the bins of RoI pooling; their offsets are (dx, dy)."""
     ph, pw = layer.output_size
     bins = prediction["value"].float().unflatten(1, (-1, ph, pw))
     rois = rois.float()
@@ -189,11 +198,14 @@ def _pool(
     x = (torch.arange(pw, device=rois.device) + 0.5) / pw
     y = (torch.arange(ph, device=rois.device) + 0.5) / ph
     centres = torch.stack(torch.meshgrid(x, y, indexing="xy"))  # [2, ph, pw]
-    centres = rois[:, 1:3, None, None] + centres * size[:, :, None, None] + offset
+    regular = rois[:, 1:3, None, None] + centres * size[:, :, None, None]
     image = input.new_tensor([input.shape[3], input.shape[2]]).float() / layer.spatial_scale
-    outside = ((centres < 0) | (centres > image[:, None, None])).any(1).flatten()
+    at_rest, outside = (
+        ((place < 0) | (place > image[:, None, None])).any(1).flatten()
+        for place in (regular, regular + offset)
+    )
     mask = None
     if layer.modulated:
         logits = prediction["mask"].float() if "mask" in prediction else bins[:, 2]
         mask = logits.reshape(-1).sigmoid()
-    return offset.movedim(1, -1).reshape(-1, 2), mask, outside
+    return offset.movedim(1, -1).reshape(-1, 2), mask, outside, at_rest

@@ -35,7 +35,8 @@ class MimicPictureHook(Hook):
 
         def show(module, args, crops: Tensor) -> None:
             images, rois, _ = args
-            picture = draw(images, rois[: self.num_rois], crops, normalisation)
+            some = torch.linspace(0, len(rois) - 1, min(len(rois), self.num_rois)).long()
+            picture = draw(images, rois[some], crops[some], normalisation)
             runner.visualizer.add_image("mimic_crops", picture, step=runner.iter + 1)
             self._stop()
 
@@ -51,12 +52,12 @@ class MimicPictureHook(Hook):
 
 
 def draw(images: Tensor, rois: Tensor, crops: Tensor, normalisation):
-    """Normalised images [N, 3, H, W], RoIs [K, 5] and crops [K or more, 3, size, size]
+    """Normalised images [N, 3, H, W], RoIs [K, 5] and crops [K, 3, size, size]
     -> uint8 array [height, width, 3], RGB.
     """
     size = crops.shape[2]
     pairs = []
-    for roi, crop in zip(rois, crops, strict=False):
+    for roi, crop in zip(rois, crops, strict=True):
         image, crop = (_to_bytes(x, normalisation) for x in (images[int(roi[0])], crop))
         box = torch.stack([roi[1:3].floor(), roi[3:5].ceil()]).reshape(1, 4).cpu()
         width = max(1, round(size * image.shape[2] / image.shape[1]))

@@ -14,7 +14,7 @@ from mmengine.runner import CheckpointLoader
 
 from .checkpoint import check_resumable, find_resumable, load_weights
 from .errors import CheckpointError
-from .hooks import EpochSeedHook, NonFiniteHook
+from .hooks import EpochSeedHook, LastValidationHook, NonFiniteHook
 from .offsets import OffsetStatisticsHook
 from .pictures import MimicPictureHook
 
@@ -22,6 +22,7 @@ from .pictures import MimicPictureHook
 class Runner(mmengine.runner.Runner):
     """Runner whose checkpoints are complete, fit the model, and resume to the same losses.
 
+    - A run that was stopped in its last evaluation makes up for it when it resumes.
     - A checkpoint appears under its name only when all of it is on disk.
     - Testing and resuming refuse weights that do not fit the model exactly; ``load_from`` alone
       (fine-tuning) refuses only those of which nothing fits.
@@ -60,6 +61,7 @@ class Runner(mmengine.runner.Runner):
         super().register_hooks(default_hooks, custom_hooks)
         self.register_hook(EpochSeedHook())
         self.register_hook(NonFiniteHook())
+        self.register_hook(LastValidationHook())
         for watching in (OffsetStatisticsHook, MimicPictureHook):
             if not any(isinstance(hook, watching) for hook in self.hooks):
                 self.register_hook(watching())

@@ -56,7 +56,7 @@ def test_a_convolutions_figures(groups, modulated):
     [(step, found)] = runner.logged
     assert step == 1
     prediction = layer.conv_offset(x).detach()
-    lengths, outside, masks = [], 0, []
+    lengths, outside, masks, inside, moved_out = [], 0, [], 0, 0
     n, _, rows, columns = prediction.shape
     for index in range(n):
         for group in range(groups):
@@ -67,12 +67,21 @@ def test_a_convolutions_figures(groups, modulated):
                         dy, dx = prediction[index, channel : channel + 2, i, j].tolist()
                         y, x0 = i * 2 - 1 + k // 3 * 2 + dy, j * 2 - 1 + k % 3 * 2 + dx
                         lengths.append(math.hypot(dy, dx))
-                        outside += not (-1 < y < 9 and -1 < x0 < 11)
+                        out = not (-1 < y < 9 and -1 < x0 < 11)
+                        outside += out
+                        if -1 < y - dy < 9 and -1 < x0 - dx < 11:
+                            inside += 1
+                            moved_out += out
                         if modulated:
                             mask = prediction[index, 18 * groups + 9 * group + k, i, j]
                             masks.append(float(mask.sigmoid()))
     lengths = torch.tensor(lengths)
-    expected = dict(mean=lengths.mean(), p95=lengths.quantile(0.95), outside=outside / len(lengths))
+    expected = dict(
+        mean=lengths.mean(),
+        p95=lengths.quantile(0.95),
+        outside=outside / len(lengths),
+        moved_out=moved_out / inside,
+    )
     if modulated:
         masks = torch.tensor(masks)
         expected |= dict(mask_mean=masks.mean(), mask_std=masks.std(unbiased=False))
@@ -124,6 +133,7 @@ def test_the_rois_figures(shared_fc):
         "offsets/pool/mean": pytest.approx(sum(lengths) / 12, rel=1e-4),
         "offsets/pool/p95": pytest.approx(float(torch.tensor(lengths).quantile(0.95)), rel=1e-4),
         "offsets/pool/outside": pytest.approx(outside / 12),
+        "offsets/pool/moved_out": pytest.approx(outside / 12),
         "offsets/pool/mask_mean": pytest.approx(float(masks.mean()), rel=1e-4),
         "offsets/pool/mask_std": pytest.approx(float(masks.std(unbiased=False)), rel=1e-4),
     }
@@ -158,6 +168,23 @@ def test_a_large_map_is_thinned():
     runner.step(hook, x)
     length = layer.conv_offset(x).detach()[:, :18].unflatten(1, (9, 2)).norm(dim=2)
     assert runner.logged[0][1]["offsets/0/mean"] == pytest.approx(float(length.mean()), rel=0.01)
+
+
+def test_thinning_takes_all_columns_alike():
+    hook, runner = start(nn.Sequential(conv(groups=1, std=0.0, stride=1)))
+    runner.step(hook, torch.zeros(4, 4, 102, 170))  # maps of 100×168, as of COCO
+    outside = runner.logged[0][1]["offsets/0/outside"]
+    # Dilation 2, padding 1: the first row of the kernel starts at -1, the last ends at the edge.
+    assert outside == pytest.approx(1 - (1 - 2 / 3 / 100) * (1 - 2 / 3 / 168), rel=0.1)
+
+
+def test_padding_is_no_running_away(said):
+    """Of a map of 2×2, more than half of the kernel points are outside from the start."""
+    hook, runner = start(nn.Sequential(DeformConv2d(4, 4, 3, padding=1)), max_iters=1000)
+    runner.step(hook, torch.randn(1, 4, 2, 2))
+    assert runner.logged[0][1]["offsets/0/outside"] > 0.5
+    assert runner.logged[0][1]["offsets/0/moved_out"] == 0
+    assert said == []
 
 
 def test_maps_without_rois_are_left_out():

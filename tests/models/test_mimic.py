@@ -14,6 +14,7 @@ from mmengine.structures import InstanceData
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.detectors.mimic import CropRoIs, FeatureMimic, MimicLoss, batch_statistics
+from models.engine import load_weights
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PLAIN = "quickstart/faster-rcnn_r18_fpn_digits.py"
@@ -341,7 +342,8 @@ def test_inference_is_that_of_the_plain_detector():
     mimic = build(**{"test_cfg.rcnn.score_thr": 0.0}).eval()
     plain = build(mimic=None, **{"test_cfg.rcnn.score_thr": 0.0}).eval()
     assert not [name for name in plain.state_dict() if "mimic" in name]
-    plain.load_state_dict(mimic.state_dict())  # strictly: the auxiliary classifier is left aside
+    # Strictly: nothing but the auxiliary classifier is left unused.
+    load_weights(plain, {"state_dict": mimic.state_dict()}, "the trained one", strict=True)
     data = batch(mimic)
     found = []
     for model in (mimic, plain):
@@ -360,7 +362,10 @@ def test_only_the_auxiliary_classifier_is_new_to_mmdets_detector():
     config = Config.fromfile(CONFIGS / FULL).model
     config.type = "FasterRCNN"
     del config.mimic
-    keys = MODELS.build(config).load_state_dict(build().state_dict(), strict=False)
+    theirs, weights = MODELS.build(config), build().state_dict()
+    load_weights(theirs, {"state_dict": weights}, "the trained one", strict=True)
+    assert "mimic.fc_cls.weight" in weights
+    keys = theirs.load_state_dict(weights, strict=False)
     assert keys.missing_keys == []
     assert keys.unexpected_keys == ["mimic.fc_cls.weight", "mimic.fc_cls.bias"]
 
@@ -383,6 +388,12 @@ def test_the_regular_network_can_mimic():
 def test_errors_name_the_key(mimic, message):
     with pytest.raises((TypeError, ValueError), match=message):
         build(PLAIN, mimic=mimic)
+
+
+def test_recomputed_batch_statistics_are_refused():
+    with pytest.raises(ValueError, match="mimic: with_cp"):
+        build(**{"backbone.with_cp": True})
+    build(**{"backbone.with_cp": True, "backbone.norm_eval": True})
 
 
 def test_other_heads_are_refused():

@@ -127,4 +127,5 @@ def test_detector(tmp_path, monkeypatch):
     sections = json.loads((tmp_path / "detector_cpu.json").read_text())["sections"]
     assert len(sections["models"]) == 4
     assert sections["loss_difference"] < 1e-3
+    assert sections["watched_step_s"] > 0
     assert "training step, faster than mmdet's |" in (tmp_path / "detector_cpu.md").read_text()

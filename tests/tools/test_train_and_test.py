@@ -72,6 +72,15 @@ def test_resume_gives_the_losses_of_an_uninterrupted_run(trained, tmp_path):
     assert losses(tmp_path) + losses(tmp_path / "b") == losses(trained)
 
 
+def test_a_run_stopped_in_its_last_evaluation_makes_up_for_it(trained, tmp_path):
+    code = run("train.py", CONFIG, "--work-dir", tmp_path, "--resume", trained / "epoch_2.pth")
+    assert code is None
+    [line] = scalars(tmp_path)
+    assert line["step"] == 2
+    [expected] = [x for x in scalars(trained) if "coco/bbox_mAP" in x and x["step"] == 2]
+    assert line["coco/bbox_mAP"] == expected["coco/bbox_mAP"]
+
+
 def test_test_prints_the_table_and_writes_json_and_pictures(trained, tmp_path, capfd):
     out, show = tmp_path / "new" / "results.bbox.json", tmp_path / "pictures"
     outputs = ["--out", out, "--show-dir", show, "--work-dir", tmp_path / "work"]

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import queue
+import signal
 import subprocess
 import sys
 import time
@@ -41,6 +42,15 @@ def execute(run: Run, environment: dict[str, str] | None = None) -> Record:
         record = read_record(run)
         if record is not None and record.finished:
             return record
+        if record is None and run.config.exists():
+            # All of it may be there: the record was damaged, or this tool stopped before it.
+            try:
+                record = collect(run)
+            except StudyError:
+                pass
+            else:
+                write_record(run, record)
+                return record
         write_text(run.config, run.text)
         command = [sys.executable, str(TRAIN), str(run.config), "--work-dir", str(run.folder)]
         resumed = any(run.folder.glob("*.pth"))
@@ -51,7 +61,8 @@ def execute(run: Run, environment: dict[str, str] | None = None) -> Record:
                 print(f"{run.name}: trained anew, {error}", flush=True)
                 resumed = False
         start = time.monotonic()
-        with (run.folder / LOG).open("a") as log:
+        with (run.folder / LOG).open("a+", errors="replace") as log:
+            before = log.tell()
             process = subprocess.Popen(
                 command,
                 stdout=log,
@@ -61,15 +72,19 @@ def execute(run: Run, environment: dict[str, str] | None = None) -> Record:
             )
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
+            log.seek(before)
+            last = (log.read().strip().splitlines() or [""])[-1]
+        if process.returncode == -signal.SIGINT:
+            raise StudyError(f"{run.name} was stopped")
         if process.returncode == 0:
             try:
                 record = collect(run)
             except StudyError as error:
                 record = Record(finished=False, error=str(error))
         else:
-            lines = (run.folder / LOG).read_text(errors="replace").strip().splitlines()
-            last = lines[-1] if lines else f"exit status {process.returncode}"
-            record = Record(finished=False, error=last)
+            if process.returncode < 0:
+                last = f"killed by signal {-process.returncode}; last line: {last}"
+            record = Record(finished=False, error=last or f"exit status {process.returncode}")
         if not resumed:
             record.seconds = time.monotonic() - start
         if record.memory is None:
@@ -86,23 +101,19 @@ def _locked(run: Run) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StudyError(f"another process is training in {run.folder}") from None
-        os.set_inheritable(file.fileno(), True)
         yield file.fileno()
 
 
 def execute_all(
     runs: list[Run], jobs: int, train: Callable[[Run, dict[str, str]], Record] = execute
 ) -> Iterator[tuple[Run, Record]]:
-    """Execute runs, `jobs` at a time, and yield each as it ends.
+    """Execute runs, `jobs` at a time, and yield each as it ends, or why it could not start.
 
     Where there are GPUs, job i has the i-th of those that are visible; otherwise the jobs share
     the cores.
 
     Args:
         train: what executes one, `execute` or one of `cluster`.
-
-    Raises:
-        StudyError: what `execute` refused, when all other runs have ended.
     """
     environments: queue.SimpleQueue = queue.SimpleQueue()
     for i in range(jobs):
@@ -115,19 +126,17 @@ def execute_all(
         finally:
             environments.put(environment)
 
-    refused = []
     pool = ThreadPoolExecutor(jobs)
     try:
         futures = {pool.submit(job, run): run for run in runs}
         for future in as_completed(futures):
             try:
-                yield futures[future], future.result()
+                record = future.result()
             except StudyError as error:
-                refused.append(str(error))
+                record = Record(finished=False, error=str(error))
+            yield futures[future], record
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C, nothing new starts
-    if refused:
-        raise StudyError("\n".join(refused))
 
 
 def _environment(job: int, jobs: int) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import copy
 import difflib
 import itertools
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,7 @@ class Study:
             raise StudyError(f"study not found: {path}")
         try:
             content = Config.fromfile(path).to_dict()
-        except (SyntaxError, NameError) as error:
+        except Exception as error:  # a study is a program, and may raise what it pleases
             raise StudyError(f"{path} is not a study: {error}") from error
         for key, value in content.items():
             if key not in KEYS:
@@ -110,7 +111,10 @@ class Study:
         base = (path.parent / content["base"]).resolve()
         if not base.is_file():
             raise StudyError(f"{path}: base: config not found: {content['base']}")
-        config = Config.fromfile(base)
+        try:
+            config = Config.fromfile(base)
+        except Exception as error:
+            raise StudyError(f"{path}: base: {content['base']}: {error}") from error
         if "max_epochs" not in config.get("train_cfg", {}):
             raise StudyError(f"{path}: base: {content['base']} has no train_cfg.max_epochs")
         options = content.get("options", {})
@@ -118,6 +122,7 @@ class Study:
             _check_key(f"{path}: options", key, config)
         config.merge_from_dict(options)
         cells = _cells(path, content, config)
+        _check_different(path, cells, config)
         baseline = cells[0]
         if "baseline" in content:
             wanted = _normal(content["baseline"])
@@ -126,6 +131,8 @@ class Study:
                 raise StudyError(f"{path}: baseline: {len(found)} cells are {wanted}, expected one")
             baseline = found[0]
         pictures = dict(cells=[], images=6) | content.get("pictures", {})
+        if unknown := set(pictures) - {"cells", "images"}:
+            raise StudyError(f"{path}: pictures: {unknown.pop()}: unknown, expected cells, images")
         names = [cell.name for cell in cells]
         if unknown := [name for name in pictures["cells"] if name not in names]:
             raise StudyError(
@@ -167,6 +174,16 @@ def _cells(path: Path, content: dict, config: Config) -> tuple[Cell, ...]:
                     options[axis] = value
             name = name or ", ".join(_label(*item) for item in settings.items()) or "base"
             cell = Cell(name, settings, options)
+            if not re.match(r"[^.].{0,99}$", cell.folder):
+                raise StudyError(f"{path}: {name!r} cannot name a folder; give the row a name")
+            if (
+                "conv" in settings
+                and "layers" not in settings
+                and not config.model.backbone.get("deform")
+            ):
+                raise StudyError(
+                    f"{path}: conv: the base config has no deformable layer; give layers"
+                )
             if cells.setdefault(cell.folder, cell) != cell:
                 raise StudyError(f"{path}: two cells would be in the folder {cell.folder}")
     if not cells or (not axes and "rows" not in content):
@@ -225,8 +242,26 @@ def _mimic(where: str, value: Any) -> dict:
 AXES = {"layers": _layers, "conv": _conv, "pool": _pool, "mimic": _mimic}
 
 
+# Keys that a config may leave out, by the section that it must have.
+OPTIONAL = {
+    "model.backbone.deform": ("deform_groups",),
+    "model.roi_head.bbox_roi_extractor.deform": ("gamma", "fc_channels"),
+    "model.mimic": (
+        *("num_rois", "crop_size", "loss_mimic.loss_weight", "loss_mimic.reduction"),
+        "loss_cls.loss_weight",
+    ),
+}
+# What tools/ablate.py sets itself.
+OWN = ("randomness.seed", "work_dir", "resume", "load_from")
+
+
 def _check_key(where: str, key: str, config: Config) -> None:
     """Raise StudyError where `config` has no such key, with those that come close."""
+    if key in OWN:
+        raise StudyError(f"{where}: {key} is set for every run; seeds says which")
+    for section, names in OPTIONAL.items():
+        if key in [f"{section}.{name}" for name in names]:
+            key = section
     value: Any = config
     steps = key.split(".")
     for i, step in enumerate(steps):
@@ -243,10 +278,27 @@ def _check_key(where: str, key: str, config: Config) -> None:
             raise StudyError(f"{where}: the base config has no key {key}{hint}")
 
 
-def _run(config: Config, cell: Cell, seed: int, folder: Path) -> Run:
+def _check_different(path: Path, cells: tuple[Cell, ...], config: Config) -> None:
+    """Raise StudyError where two cells would train the same, or one cannot be configured."""
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        try:
+            content = json.dumps(_configured(config, cell).to_dict(), default=str, sort_keys=True)
+        except TypeError as error:
+            raise StudyError(f"{path}: {cell.name}: {error}") from error
+        if (other := seen.setdefault(content, cell)) is not cell:
+            raise StudyError(f"{path}: the cells {other.name!r} and {cell.name!r} are the same")
+
+
+def _configured(config: Config, cell: Cell) -> Config:
     config = copy.deepcopy(config)
     for key, value in cell.options.items():
         config.merge_from_dict({key: value})
+    return config
+
+
+def _run(config: Config, cell: Cell, seed: int, folder: Path) -> Run:
+    config = _configured(config, cell)
     config.merge_from_dict({"randomness.seed": seed})
     name = f"{cell.folder}_seed-{seed}"
     return Run(

@@ -4,6 +4,8 @@ import json
 import statistics
 from pathlib import Path
 
+from data.errors import DataError
+
 from .complexity import Complexity, complexity
 from .results import Record, read_record, write_text
 from .study import Run, Study, StudyError
@@ -51,7 +53,10 @@ class Workspace:
         known: dict[str, Complexity] = {}
         for run, record in records:
             if record is not None and record.finished and run.cell.folder not in known:
-                known[run.cell.folder] = complexity(run)
+                try:
+                    known[run.cell.folder] = complexity(run)
+                except DataError as error:
+                    print(f"{run.name}: no GFLOPs: {error}", flush=True)
         return make_rows(self.study, records, known)
 
     def write_results(self, rows: list[Row] | None = None) -> None:
@@ -83,8 +88,8 @@ class Workspace:
             lines.append(f"{run.name}: {state}{estimate}")
         lines.append(f"{len(lines)} runs, {todo} to do")
         if left:
-            rounds = sum(left) / jobs / 60
-            lines[-1] += f": about {rounds:.0f} min with {jobs} at a time, by those that are done"
+            minutes = max(max(left), sum(left) / jobs) / 60
+            lines[-1] += f": about {minutes:.0f} min with {jobs} at a time, by those that are done"
         elif todo:
             lines[-1] += "; no run has finished yet that the time could be estimated from"
         return "\n".join(lines)

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from mmdet.registry import MODELS
@@ -14,7 +15,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-import models  # noqa: F401  # registers ours
+from models.engine import OffsetStatisticsHook  # models also registers ours
 
 from .measure import peak_extra_memory, times
 
@@ -30,6 +31,7 @@ PAIRS = {
         "mmdet::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
     ),
 }
+WATCHED = "dcn, offsets measured"
 HEIGHT, WIDTH, BATCH, BOXES = 240, 320, 2, 8
 
 
@@ -97,6 +99,24 @@ def training_step(model: nn.Module) -> Callable[[], tuple]:
     return step
 
 
+def watched_step(model: nn.Module) -> Callable[[], tuple]:
+    """A training step in which `OffsetStatisticsHook` measures."""
+    step = training_step(model)
+    runner = SimpleNamespace(
+        model=model, iter=0, max_iters=1, visualizer=SimpleNamespace(add_scalars=lambda *_, **__: 0)
+    )
+    hook = OffsetStatisticsHook(interval=1)
+    hook.before_train(runner)
+
+    def watched() -> tuple:
+        hook.before_train_iter(runner, 0)
+        step()
+        hook.after_train_iter(runner, 0)
+        return ()
+
+    return watched
+
+
 def inference(model: nn.Module) -> Callable[[], tuple]:
     @torch.no_grad()
     def infer() -> tuple:
@@ -119,7 +139,9 @@ def run(repeats: int) -> dict:
         for name, value in losses(own).items():
             scale = expected[name].abs().item() or 1.0
             difference = max(difference, (value - expected[name]).abs().item() / scale)
-    train = times({name: training_step(m) for name, m in detectors.items()}, repeats)
+    deformable = next(model for name, model in detectors.items() if name.startswith("dcn, md"))
+    steps = {name: training_step(m) for name, m in detectors.items()}
+    train = times({**steps, WATCHED: watched_step(deformable)}, repeats)
     infer = times({name: inference(m) for name, m in detectors.items()}, repeats)
     rows = []
     for name, model in detectors.items():
@@ -138,4 +160,5 @@ def run(repeats: int) -> dict:
             f"inference {rows[-1]['inference_s']:.2f} s",
             flush=True,
         )
-    return {"models": rows, "loss_difference": difference}
+    watched = statistics.median(train[WATCHED]) / 1e3
+    return {"models": rows, "loss_difference": difference, "watched_step_s": watched}

@@ -72,6 +72,9 @@ def ops_markdown(result: dict) -> str:
 
 def detector_markdown(result: dict) -> str:
     rows = result["sections"]["models"]
+    plain = next(row["train_s"] for row in rows if row["model"].startswith("dcn, md"))
+    watched = result["sections"]["watched_step_s"]
+    share = (watched / plain - 1) / 50
     return "\n".join(
         [
             "# Detector",
@@ -99,6 +102,9 @@ def detector_markdown(result: dict) -> str:
             "",
             "Same weights, same images, same random numbers: the losses of the two differ by "
             f"{result['sections']['loss_difference']:.1e} of their value at most.",
+            "",
+            f"A step of mdconv c3–c5 in which its offsets are measured takes {watched:.2f} s. By "
+            f"default one in 50 is such a step, which is {share:.2%} of training time.",
             "",
         ]
     )
