@@ -29,6 +29,7 @@ import json, os, signal, sys
 from pathlib import Path
 config, folder = Path(sys.argv[1]), Path(sys.argv[3])
 study = config.parent.parent
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
 with open(study / "calls", "a") as calls:
     calls.write(f"{config.stem} {' '.join(sys.argv[4:5])}\\n")
 number = len((study / "calls").read_text().splitlines()) - 1

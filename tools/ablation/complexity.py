@@ -9,7 +9,7 @@ from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
-from torch.utils.flop_counter import FlopCounterMode, conv_flop, register_flop_formula
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, register_flop_formula
 
 from .results import write_text
 from .study import Run
@@ -17,7 +17,7 @@ from .study import Run
 
 @register_flop_formula(torch.ops.dcn.deform_conv2d)
 def _deform_conv_flop(input, offset, weight, bias, mask, *geometry, out_shape=None, **kwargs):
-    return conv_flop(input, weight, bias, *geometry, False, out_shape=out_shape)
+    return conv_flop_count(list(input), list(weight), list(out_shape))
 
 
 @dataclass
