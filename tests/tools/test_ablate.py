@@ -221,12 +221,10 @@ def test_a_study_runs_once(fake):
     ended, workspace = execute(study, fake)
     assert [record.finished for _, record in ended] == [True] * 4
     record = ended[0][1]
-    assert (
-        record.metrics["AP"] == 0.152 + 0.0 == pytest.approx(len("0_layers_seed-0") / 100 + 0.002)
-    )
+    assert record.metrics["AP"] == pytest.approx(len("0_layers_seed-0") / 100 + 0.002)
     assert record.iteration == 0.25
     assert 0 < record.seconds < 60
-    assert 1 < record.memory < 1000
+    assert 1 < record.memory < 100  # of the training, not of this process
     assert len(calls(fake)) == 4
     assert execute(study, fake)[0] == []
     assert len(calls(fake)) == 4

@@ -63,7 +63,7 @@ model = dict(
     backbone=dict(
         type="ResNet",
         depth=18,
-        base_channels=8,
+        base_channels=16,
         num_stages=3,
         out_indices=(2,),
         strides=(1, 2, 2),
@@ -71,7 +71,7 @@ model = dict(
     ),
     rpn_head=dict(
         type="RPNHead",
-        in_channels=32,
+        in_channels=64,
         feat_channels=16,
         anchor_generator=dict(type="AnchorGenerator", scales=[1, 2], ratios=[1.0], strides=[16]),
         loss_bbox=dict(type="L1Loss"),
@@ -82,12 +82,12 @@ model = dict(
             type="DeformRoIExtractor",
             pool="align",
             output_size=3,
-            out_channels=32,
+            out_channels=64,
             featmap_strides=[16],
         ),
         bbox_head=dict(
             type="Shared2FCBBoxHead",
-            in_channels=32,
+            in_channels=64,
             fc_out_channels=16,
             roi_feat_size=3,
             num_classes=1,

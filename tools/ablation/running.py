@@ -3,13 +3,14 @@
 import fcntl
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,7 @@ def execute(run: Run, environment: dict[str, str] | None = None) -> Record:
                 env=os.environ | (environment or {}),
                 pass_fds=[lock],  # an orphan keeps it, so that nobody trains beside it
             )
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
+            peak = _wait(process)
             log.seek(before)
             last = (log.read().strip().splitlines() or [""])[-1]
         if process.returncode == -signal.SIGINT:
@@ -88,9 +88,25 @@ def execute(run: Run, environment: dict[str, str] | None = None) -> Record:
         if not resumed:
             record.seconds = time.monotonic() - start
         if record.memory is None:
-            record.memory = usage.ru_maxrss / 1024
+            record.memory = peak
         write_record(run, record)
         return record
+
+
+def _wait(process: subprocess.Popen) -> float | None:
+    """Wait for a process; the peak of its memory in MB, None where the system does not tell.
+
+    What wait4 says would begin with this process's own memory, from before the exec.
+    """
+    peak = None
+    status = Path(f"/proc/{process.pid}/status")
+    while True:
+        with suppress(OSError):  # not Linux, or just gone
+            if found := re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE):
+                peak = int(found[1]) / 1024
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.5)
+            return peak
 
 
 @contextmanager
