@@ -71,6 +71,8 @@ class LastValidationHook(Hook):
     The checkpoint comes before the evaluation, and a loop that resumes from it is at its end.
     """
 
+    priority = "LOWEST"  # all others have begun the training
+
     def before_train(self, runner):
         if runner.epoch >= runner.max_epochs and runner.val_loop is not None:
             runner.val_loop.run()
