@@ -1,5 +1,5 @@
-# What each part of DCNv2 is worth on blood cells: two epochs on images of 240×180, so that all of it
-# takes half an hour on two cores.
+# What each part of DCNv2 is worth on blood cells: two epochs on images of 240×180, so that all
+# of it takes half an hour on two cores.
 title = "BCCD: the parts of DCNv2"
 base = "../bccd/faster-rcnn_r18_fpn_mdconv-c3-c5_mdpool_mimic_6e_bccd.py"
 rows = [
