@@ -130,7 +130,7 @@ class FeatureMimic(nn.Module):
         self.on = on
         self.crop = CropRoIs(crop_size)
         self.fc_cls = nn.Linear(in_channels, num_classes + 1)
-        self.loss_mimic = MODELS.build(dict(type="MimicLoss", loss_weight=0.1) | (loss_mimic or {}))
+        self.loss_mimic = MODELS.build(dict(type="MimicLoss") | (loss_mimic or {}))
         self.loss_cls = MODELS.build(
             dict(type="CrossEntropyLoss", loss_weight=0.1) | (loss_cls or {})
         )

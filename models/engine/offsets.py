@@ -13,7 +13,7 @@ from torch import Tensor
 from dcn import DeformConv2d, DeformRoIPool
 
 DEAD = 0.01  # pixels; bilinear samples moved by less are the regular ones to a hundredth
-RUNAWAY = 0.5  # of the samples outside
+RUNAWAY = 0.5  # of the samples moved out
 SAMPLES = 100_000  # about so many, at most, are a convolution's figures taken from
 
 

@@ -1,6 +1,5 @@
 """Parameters and operations of a detector in inference."""
 
-import copy
 import json
 from dataclasses import asdict, dataclass
 
@@ -46,7 +45,6 @@ def complexity(run: Run) -> Complexity:
 
 def _count(config: Config) -> Complexity:
     init_default_scope("mmdet")
-    config = copy.deepcopy(config)
     config.model.backbone.init_cfg = None  # no download
     torch.manual_seed(0)
     model = MODELS.build(config.model).eval()

@@ -214,27 +214,23 @@ def _layers(where: str, value: Any) -> dict:
     return {"model.backbone.deform": dict(layers=value, stages=None)}
 
 
-def _one_of(*allowed: str):
-    def check(where: str, value: Any) -> str:
-        if value not in allowed:
-            raise StudyError(f"{where}: expected one of {', '.join(allowed)}, got {value!r}")
-        return value
-
-    return check
+def _check_one_of(where: str, value: Any, *allowed: str) -> None:
+    if value not in allowed:
+        raise StudyError(f"{where}: expected one of {', '.join(allowed)}, got {value!r}")
 
 
 def _conv(where: str, value: Any) -> dict:
-    value = _one_of("dconv", "mdconv")(where, value)
+    _check_one_of(where, value, "dconv", "mdconv")
     return {"model.backbone.deform.modulated": value == "mdconv"}
 
 
 def _pool(where: str, value: Any) -> dict:
-    value = _one_of("align", "dpool", "mdpool")(where, value)
+    _check_one_of(where, value, "align", "dpool", "mdpool")
     return {"model.roi_head.bbox_roi_extractor.pool": value}
 
 
 def _mimic(where: str, value: Any) -> dict:
-    value = _one_of("off", "foreground", "background", "both")(where, value)
+    _check_one_of(where, value, "off", "foreground", "background", "both")
     return {"model.mimic": None} if value == "off" else {"model.mimic.on": value}
 
 
