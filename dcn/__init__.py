@@ -1,6 +1,6 @@
 """Deformable operators for PyTorch: modulated deformable convolution and deformable RoI pooling."""
 
-from . import cpu  # noqa: F401  # registers the compiled kernels
+from . import cpu, triton  # noqa: F401  # they register their kernels
 from .deform_conv import DeformConv2d, deform_conv2d
 from .deform_roi_pool import DeformRoIPool, deform_roi_pool
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .library import check_shape
+from .library import check_conv, check_roi_pool, check_shape
 from .reference.deform_roi_pool import image_index
 from .reference.sampling import compute_dtype, like, memory_format
 
@@ -172,6 +172,7 @@ def deform_roi_pool(
         wide = (_cast(t, torch.float32) for t in (input, rois, offset, mask))
         return deform_roi_pool(*wide, *geometry).half()
     out = input.new_empty(rois.shape[0], input.shape[1], *output_size)
+    check_roi_pool(input, rois, offset, mask, out, output_size)
     tensors = _roi_tensors(input, rois, offset, mask)
     arguments = _roi_arguments(*tensors, out, *geometry)
     _call(library.dcn_deform_roi_pool_forward, arguments)
@@ -197,6 +198,7 @@ def deform_roi_pool_backward(
         return (grad_input.contiguous(memory_format=memory_format(input)), *grads)
     grad = grad.to(input.dtype)
     dtype = compute_dtype(input)
+    check_roi_pool(input, rois, offset, mask, grad, output_size)
     tensors = _roi_tensors(input, rois, offset, mask)
     arguments = _roi_arguments(*tensors, grad, *geometry)
     grad_input = torch.zeros_like(tensors[0], dtype=dtype)
@@ -240,19 +242,10 @@ def _conv_arguments(
     dilation: list[int],
 ) -> _DeformConv2d:
     """`output` is the gradient in the backward pass. The tensors must outlive the call."""
+    groups, deform_groups = check_conv(image, offset, weight, mask, output)
     n, c_in, h, w = image.shape
-    c_out, group_in, kh, kw = weight.shape
-    out = tuple(output.shape[2:])
-    groups, deform_groups = c_in // max(group_in, 1), offset.shape[1] // max(2 * kh * kw, 1)
-    if min(groups, deform_groups) < 1 or c_in % deform_groups or c_out % groups:
-        raise ValueError(
-            f"{c_in} channels do not fit weight {tuple(weight.shape)}, offset {tuple(offset.shape)}"
-        )
-    check_shape("weight", weight, (c_out, c_in // groups, kh, kw))
-    check_shape("offset", offset, (n, 2 * deform_groups * kh * kw, *out))
-    check_shape("output", output, (n, c_out, *out))
-    if mask is not None:
-        check_shape("mask", mask, (n, deform_groups * kh * kw, *out))
+    c_out, _, kh, kw = weight.shape
+    out = output.shape[2:]
     return _DeformConv2d(
         dtype=_DTYPES[image.dtype],
         threads=torch.get_num_threads(),
@@ -308,20 +301,13 @@ def _roi_arguments(
     gamma: float,
 ) -> _DeformRoIPool:
     """`output` is the gradient in the backward pass. The tensors must outlive the call."""
-    count, channels = boxes.shape[0], image.shape[1]
-    check_shape("rois", boxes, (count, 4))
-    check_shape("output", output, (count, channels, *output_size))
-    if offset is not None:
-        check_shape("offset", offset, (count, 2, *output_size))
-    if mask is not None:
-        check_shape("mask", mask, (count, 1, *output_size))
     return _DeformRoIPool(
         dtype=_DTYPES[image.dtype],
         threads=torch.get_num_threads(),
-        c=channels,
+        c=image.shape[1],
         h=image.shape[2],
         w=image.shape[3],
-        rois=count,
+        rois=boxes.shape[0],
         pooled_h=output_size[0],
         pooled_w=output_size[1],
         sampling_ratio=sampling_ratio,

@@ -113,3 +113,49 @@ def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
     """Raises ValueError where the shape differs."""
     if tuple(tensor.shape) != expected:
         raise ValueError(f"{name}: expected shape {expected}, got {tuple(tensor.shape)}")
+
+
+def check_conv(
+    input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, output: Tensor
+) -> tuple[int, int]:
+    """What kernels rely on, also when called below the public function: (groups, deform_groups).
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    n, c_in = input.shape[:2]
+    c_out, group_in, kh, kw = weight.shape
+    groups, deform_groups = c_in // max(group_in, 1), offset.shape[1] // max(2 * kh * kw, 1)
+    if min(groups, deform_groups) < 1 or c_in % deform_groups or c_out % groups:
+        raise ValueError(
+            f"{c_in} channels do not fit weight {tuple(weight.shape)}, offset {tuple(offset.shape)}"
+        )
+    out = tuple(output.shape[2:])
+    check_shape("weight", weight, (c_out, c_in // groups, kh, kw))
+    check_shape("offset", offset, (n, 2 * deform_groups * kh * kw, *out))
+    check_shape("output", output, (n, c_out, *out))
+    if mask is not None:
+        check_shape("mask", mask, (n, deform_groups * kh * kw, *out))
+    return groups, deform_groups
+
+
+def check_roi_pool(
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor | None,
+    mask: Tensor | None,
+    output: Tensor,
+    output_size: list[int],
+) -> None:
+    """What kernels rely on, also when called below the public function.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    count = rois.shape[0]
+    check_shape("rois", rois, (count, 5))
+    check_shape("output", output, (count, input.shape[1], *output_size))
+    if offset is not None:
+        check_shape("offset", offset, (count, 2, *output_size))
+    if mask is not None:
+        check_shape("mask", mask, (count, 1, *output_size))

@@ -9,12 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import dcn
 from dcn import cpu
-from dcn.reference import deform_conv as reference_conv
 from dcn.reference import deform_roi_pool as reference_pool
+from tests.dcn.definition import (
+    assert_conv_is_its_definition,
+    assert_pool_is_its_definition,
+    conv_tensors,
+    convolutions,
+    eighths,
+    pool_tensors,
+    poolings,
+    relaid,
+)
 
 fuzz_calls = runpy.run_path(str(Path(__file__).with_name("fuzz.py")))["run"]
 
@@ -22,7 +30,6 @@ pytestmark = pytest.mark.skipif(cpu.library is None, reason="the CPU kernels are
 
 # Also 128 and 256 bits on a machine that has more; a machine with fewer runs the same one twice.
 each_width = pytest.mark.parametrize("bits", [128, 256, 512])
-every_dtype = st.sampled_from([torch.float64, torch.float32, torch.bfloat16])
 fast = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -30,143 +37,6 @@ fast = settings(max_examples=40, deadline=None, suppress_health_check=[HealthChe
 def vectors():
     yield cpu.library.dcn_limit_vectors
     cpu.library.dcn_limit_vectors(512)
-
-
-def eighths(shape, gen, reach=4.0, special=True):
-    """Multiples of 1/8, so that positions are exact in every dtype and on the same side of a pixel.
-
-    Some of them are whole, some not finite, some absurd.
-    """
-    values = (torch.randn(shape, generator=gen).double() * reach * 8).round() / 8
-    if special and values.numel():
-        count = max(1, values.numel() // 16)
-        where = torch.randint(0, values.numel(), (count,), generator=gen)
-        what = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, -1e30]).double()
-        values.view(-1)[where] = what[torch.randint(0, 5, (count,), generator=gen)]
-    return values
-
-
-def relaid(tensor, layout):
-    """The same values in another memory layout."""
-    if layout == "channels_last":
-        return tensor.contiguous(memory_format=torch.channels_last)
-    if layout == "sliced":
-        return torch.cat((tensor, tensor, tensor), 1)[:, tensor.shape[1] : 2 * tensor.shape[1]]
-    if layout == "sliced_channels_last":
-        return relaid(relaid(tensor, "channels_last"), "sliced")
-    if layout == "transposed":
-        return tensor.mT.contiguous().mT
-    return tensor
-
-
-layouts = st.sampled_from(
-    ["contiguous", "channels_last", "sliced", "sliced_channels_last", "transposed"]
-)
-
-
-def assert_rounded_alike(actual, expected, dtype, terms, name):
-    """Sums are rounded as float32 is (float64 for float64), then the result to `dtype` is.
-
-    `terms` bounds the sum of the absolute values that are added up.
-    """
-    assert actual.dtype == dtype, name
-    assert actual.shape == expected.shape, name
-    if expected.numel() == 0:
-        return
-    sums = torch.float64 if dtype == torch.float64 else torch.float32
-    atol = 8 * torch.finfo(sums).eps * float(terms)
-    rtol = torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0
-    torch.testing.assert_close(
-        actual.double(), expected, rtol=rtol, atol=atol, msg=lambda m: f"{name}: {m}"
-    )
-
-
-def absolute(tensor):
-    return None if tensor is None else tensor.abs()
-
-
-def largest(tensor):
-    return tensor.max().item() if tensor.numel() else 0.0
-
-
-def assert_conv_is_its_definition(tensors, grad, out, grads, geometry):
-    """Output, and gradients by name, of tensors of any dtype against the definition in float64."""
-    dtype = out.dtype
-    x, offset, weight, bias, mask = (
-        None if tensors.get(k) is None else tensors[k].detach().double()
-        for k in ("input", "offset", "weight", "bias", "mask")
-    )
-    grad = grad.double()
-    pairs = [list(geometry[k]) for k in ("stride", "padding", "dilation")]
-    expected = reference_conv.forward(x, offset, weight, bias, mask, *pairs)
-    terms = reference_conv.forward(
-        x.abs(), offset, weight.abs(), absolute(bias), absolute(mask), *pairs
-    )
-    assert_rounded_alike(out.detach(), expected, dtype, largest(terms), "output")
-
-    names = ("input", "offset", "weight", "mask")
-    expected = reference_conv.backward(grad, x, offset, weight, mask, *pairs)
-    terms = reference_conv.backward(
-        grad.abs(), x.abs(), offset, weight.abs(), absolute(mask), *pairs
-    )
-    sample_grad = grad.abs().mul(weight.abs().amax((2, 3)).sum(1).view(-1, 1, 1)).sum(1)
-    of_samples = largest(x.abs()) * largest(sample_grad)
-    for name, e, t in zip(names, expected, terms, strict=True):
-        if grads.get(name) is not None:
-            bound = of_samples if name in ("offset", "mask") else largest(t)
-            assert_rounded_alike(grads[name], e, dtype, bound, f"gradient of {name}")
-
-
-@st.composite
-def convolutions(draw):
-    groups = draw(st.sampled_from([1, 1, 2, 3]))
-    deform_groups = draw(st.sampled_from([1, 1, 2, 3]))
-    unit = groups * deform_groups
-    kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    return dict(
-        n=draw(st.integers(0, 3)),
-        c_in=unit * draw(st.integers(1, 24)),
-        c_out=groups * draw(st.integers(1, 40)),
-        size=draw(st.tuples(st.integers(1, 12), st.integers(1, 12))),
-        kernel=kernel,
-        groups=groups,
-        deform_groups=deform_groups,
-        stride=draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
-        # Enough that there is an output.
-        padding=tuple(2 * k for k in kernel),
-        dilation=draw(st.tuples(st.integers(1, 2), st.integers(1, 2))),
-        modulated=draw(st.booleans()),
-        bias=draw(st.booleans()),
-        layout=draw(st.tuples(layouts, layouts)),
-        dtype=draw(every_dtype),
-        threads=draw(st.integers(1, 3)),
-        seed=draw(st.integers(0, 2**31)),
-    )
-
-
-def conv_tensors(case):
-    gen = torch.Generator().manual_seed(case["seed"])
-    (h, w), (kh, kw) = case["size"], case["kernel"]
-    out = [
-        (s + 2 * p - d * (k - 1) - 1) // st + 1
-        for s, p, d, k, st in zip(
-            (h, w), case["padding"], case["dilation"], (kh, kw), case["stride"], strict=True
-        )
-    ]
-    points = case["deform_groups"] * kh * kw
-    tensors = dict(
-        input=torch.randn(case["n"], case["c_in"], h, w, generator=gen),
-        offset=eighths((case["n"], 2 * points, *out), gen),
-        weight=torch.randn(case["c_out"], case["c_in"] // case["groups"], kh, kw, generator=gen),
-        bias=torch.randn(case["c_out"], generator=gen) if case["bias"] else None,
-        mask=torch.rand(case["n"], points, *out, generator=gen) if case["modulated"] else None,
-    )
-    first, second = case["layout"]
-    tensors = {k: None if t is None else t.to(case["dtype"]) for k, t in tensors.items()}
-    return {
-        k: t if t is None or t.dim() < 4 else relaid(t, first if k != "offset" else second)
-        for k, t in tensors.items()
-    }, torch.randn(case["n"], case["c_out"], *out, generator=gen).to(case["dtype"])
 
 
 @each_width
@@ -187,45 +57,6 @@ def test_deform_conv2d_is_its_definition(bits, case):
         cpu.library.dcn_limit_vectors(512)
     grads = {k: None if t is None else t.grad for k, t in leaves.items()}
     assert_conv_is_its_definition(tensors, grad, out, grads, geometry)
-
-
-@st.composite
-def poolings(draw):
-    return dict(
-        n=draw(st.integers(1, 2)),
-        channels=draw(st.integers(1, 70)),
-        size=draw(st.tuples(st.integers(1, 14), st.integers(1, 14))),
-        rois=draw(st.integers(0, 6)),
-        output_size=draw(st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]))),
-        sampling_ratio=draw(st.sampled_from([0, 1, 2, 4])),
-        offset=draw(st.booleans()),
-        mask=draw(st.booleans()),
-        layout=draw(st.tuples(layouts, layouts)),
-        dtype=draw(every_dtype),
-        threads=draw(st.integers(1, 3)),
-        seed=draw(st.integers(0, 2**31)),
-    )
-
-
-def pool_tensors(case):
-    gen = torch.Generator().manual_seed(case["seed"])
-    count = case["rois"]
-    index = torch.randint(0, case["n"], (count, 1), generator=gen)
-    # Some inverted, some of no area, some outside, some not finite.
-    boxes = eighths((count, 4), gen, reach=16, special=case["seed"] % 4 == 0)
-    tensors = dict(
-        input=torch.randn(case["n"], case["channels"], *case["size"], generator=gen),
-        rois=torch.cat((index, boxes), 1),
-        offset=eighths((count, 2, *case["output_size"]), gen) if case["offset"] else None,
-        mask=torch.rand(count, 1, *case["output_size"], generator=gen) if case["mask"] else None,
-    )
-    dtypes = {"rois": torch.float64 if case["dtype"] == torch.float64 else torch.float32}
-    tensors = {
-        k: None if t is None else t.to(dtypes.get(k, case["dtype"])) for k, t in tensors.items()
-    }
-    tensors["input"] = relaid(tensors["input"], case["layout"][0])
-    grad = torch.randn(count, case["channels"], *case["output_size"], generator=gen)
-    return tensors, grad.to(case["dtype"])
 
 
 @each_width
@@ -253,28 +84,8 @@ def test_deform_roi_pool_is_its_definition(bits, case):
     finally:
         torch.set_num_threads(before)
         cpu.library.dcn_limit_vectors(512)
-    x, rois, offset, mask = (
-        None if tensors[k] is None else tensors[k].detach().double()
-        for k in ("input", "rois", "offset", "mask")
-    )
-    expected = reference_pool.forward(x, rois, offset, mask, *geometry)
-    bound = reference_pool.forward(x.abs(), rois, offset, mask, *geometry)
-    assert_rounded_alike(out.detach(), expected, case["dtype"], largest(bound), "output")
-
-    grad = grad.double()
-    grads = reference_pool.backward(grad, x, rois, offset, mask, *geometry)
-    bounds = reference_pool.backward(grad.abs(), x.abs(), rois, offset, mask, *geometry)
-    of_bins = largest(x.abs()) * largest(grad.abs().sum(1))
-    extent = (rois[:, 3:] - rois[:, 1:3]).abs()
-    of_shifts = of_bins * largest(extent[extent.isfinite()]) * 0.5 * 0.25
-    for name, expected, bound in zip(("input", "offset", "mask"), grads, bounds, strict=True):
-        if name == "offset" and case["sampling_ratio"] == 0:
-            # Thirds of a pixel are not exact: a sample may fall on either side of a pixel's
-            # centre, where the value is the same but its derivative is not.
-            continue
-        terms = {"input": largest(bound), "offset": of_shifts, "mask": of_bins}[name]
-        if leaves[name] is not None:
-            assert_rounded_alike(leaves[name].grad, expected, case["dtype"], terms, name)
+    grads = {k: None if t is None else t.grad for k, t in leaves.items()}
+    assert_pool_is_its_definition(tensors, grad, out, grads, geometry, case)
 
 
 def detector_sized(threads, groups=1):

@@ -1,0 +1,572 @@
+"""(Modulated) deformable convolution (arXiv 1811.11168, equation 1) as implicit GEMMs.
+
+y(p) = sum_k w_k · x(p + p_k + Δp_k) · Δm_k
+
+Forward, a program gathers a tile of samples into registers and multiplies it with a tile of the
+weight; there are no columns in memory. The gradients of offsets, masks and weight gather the same
+samples again. That of the input is a gather as well, not a scatter: for every pixel and kernel
+point there is a list of the positions that read it, and their gradients, summed over the list, are
+a row of one more implicit GEMM. So no two programs write to the same place.
+
+Maps are channels-last; sums are taken in float32 (float64 for float64). Channels are worked on in
+spans, the longest runs that lie within one group and one deform group.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..library import check_conv, check_shape
+from ..reference.sampling import compute_dtype, like, memory_format
+from .sampling import at, corner_weights, corners, interpolate, load_corners, modulation, unravel
+from .tuning import (
+    dot_precision,
+    index_dtype,
+    launch,
+    multiprocessors,
+    run,
+    size_class,
+    tile,
+    tuned,
+)
+
+# What changes from image to image: no kernel is compiled anew for a value of it.
+_jit = triton.jit(
+    do_not_specialize=[
+        *("size_class", "positions", "pixels", "chunk", "h", "w", "out_h", "out_w"),
+        *("offset_n", "offset_c", "offset_y", "offset_x", "mask_n", "mask_c", "mask_y", "mask_x"),
+        *("grad_offset_n", "grad_offset_c", "grad_offset_y", "grad_offset_x"),
+        *("grad_mask_n", "grad_mask_c", "grad_mask_y", "grad_mask_x"),
+    ]
+)
+_KIND = ("size_class", "c_in", "c_out", "span", "points", "PRECISION")
+
+
+@tuned(
+    tile(8, 2, BLOCK_M=64, BLOCK_N=128, BLOCK_K=32),
+    tile(4, 2, BLOCK_M=64, BLOCK_N=128, BLOCK_K=32),
+    tile(8, 2, BLOCK_M=128, BLOCK_N=128, BLOCK_K=32),
+    tile(8, 2, BLOCK_M=64, BLOCK_N=256, BLOCK_K=32),
+    tile(4, 2, BLOCK_M=32, BLOCK_N=64, BLOCK_K=64),
+    tile(4, 2, BLOCK_M=32, BLOCK_N=64, BLOCK_K=32),
+    key=_KIND,
+)
+@_jit
+def forward_kernel(
+    # [N, H, W, C_in]; [N, 2·G·K, H_out, W_out] and [N, G·K, H_out, W_out] of any strides
+    x, offset, mask,
+    # [C_out, K, C_in / groups], [C_out], [N·H_out·W_out, C_out]
+    weight, bias, out,
+    size_class, positions, h, w, out_h, out_w,
+    offset_n, offset_c, offset_y, offset_x, mask_n, mask_c, mask_y, mask_x,
+    c_in, c_out, group_in, group_out, span, deform_span, points, kernel_w, geometry,
+    MODULATED: tl.constexpr, BIASED: tl.constexpr, PRECISION: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_M positions × BLOCK_N output channels of one group."""
+    tiles = tl.cdiv(group_out, BLOCK_N)
+    # Programs of the same positions follow each other: they read the same pixels.
+    program = tl.program_id(0) % (tiles * (c_out // group_out))
+    m = (tl.program_id(0) // (tiles * (c_out // group_out))).to(INDEX) * BLOCK_M
+    m += tl.arange(0, BLOCK_M)
+    valid, place = m < positions, unravel(m, out_h, out_w)
+    group = program // tiles
+    co = program % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    co_valid = co < group_out
+    co += group * group_out
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    for first in range(0, group_in, span):
+        channel = group * group_in + first
+        for k in range(points):
+            point = channel // deform_span * points + k
+            pixel, inside, part = corners(
+                offset, (offset_n, offset_c, offset_y, offset_x), place, valid, point,
+                k // kernel_w, k % kernel_w, geometry, h, w, ACC, INDEX,
+            )  # fmt: skip
+            scale = modulation(
+                mask, (mask_n, mask_c, mask_y, mask_x), place, valid, point, ACC, MODULATED
+            )
+            weights = corner_weights(part, scale)
+            for c in range(0, span, BLOCK_K):
+                ci = c + tl.arange(0, BLOCK_K)
+                ci_valid = ci < span
+                samples = interpolate(
+                    x, pixel, inside, weights, w, c_in, channel + ci, ci_valid, ACC
+                )
+                w_k = tl.load(
+                    weight + (co * points + k)[None, :] * group_in + (first + ci)[:, None],
+                    mask=co_valid[None, :] & ci_valid[:, None],
+                    other=0.0,
+                )
+                acc = tl.dot(
+                    samples.to(x.dtype.element_ty), w_k, acc, input_precision=PRECISION,
+                    out_dtype=ACC,
+                )  # fmt: skip
+    if BIASED:
+        acc += tl.load(bias + co, mask=co_valid, other=0.0).to(ACC)[None, :]
+    tl.store(
+        out + m[:, None] * c_out + co[None, :],
+        acc.to(out.dtype.element_ty),
+        mask=valid[:, None] & co_valid[None, :],
+    )
+
+
+@tuned(
+    tile(8, 3, BLOCK_M=64, BLOCK_N=32, BLOCK_K=64),
+    tile(8, 3, BLOCK_M=32, BLOCK_N=64, BLOCK_K=64),
+    tile(8, 2, BLOCK_M=64, BLOCK_N=64, BLOCK_K=64),
+    tile(8, 3, BLOCK_M=64, BLOCK_N=128, BLOCK_K=64),
+    tile(4, 3, BLOCK_M=32, BLOCK_N=32, BLOCK_K=64),
+    tile(4, 3, BLOCK_M=32, BLOCK_N=32, BLOCK_K=32),
+    key=_KIND,
+)
+@_jit
+def grad_offset_kernel(
+    # [N·H_out·W_out, C_out], [N, H, W, C_in]
+    grad, x,
+    # [N, 2·G·K, H_out, W_out] and [N, G·K, H_out, W_out] of any strides
+    offset, mask,
+    # [C_out, K, C_in / groups]
+    weight,
+    grad_offset, grad_mask,
+    size_class, positions, h, w, out_h, out_w,
+    offset_n, offset_c, offset_y, offset_x, mask_n, mask_c, mask_y, mask_x,
+    grad_offset_n, grad_offset_c, grad_offset_y, grad_offset_x,
+    grad_mask_n, grad_mask_c, grad_mask_y, grad_mask_x,
+    c_in, c_out, group_in, group_out, span, deform_span, points, kernel_w, geometry,
+    MODULATED: tl.constexpr, PRECISION: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_M positions of one kernel point of one deform group.
+
+    The gradient of the samples is a GEMM; its dot products with the four corners, by the chain rule
+    through the bilinear weights, are the gradients of offset and mask.
+    """
+    all_points = c_in // deform_span * points
+    point = tl.program_id(0) % all_points
+    m = (tl.program_id(0) // all_points).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
+    valid, place = m < positions, unravel(m, out_h, out_w)
+    k = point % points
+    pixel, inside, part = corners(
+        offset, (offset_n, offset_c, offset_y, offset_x), place, valid, point,
+        k // kernel_w, k % kernel_w, geometry, h, w, ACC, INDEX,
+    )  # fmt: skip
+
+    dot_tl = tl.zeros((BLOCK_M,), ACC)
+    dot_tr, dot_bl, dot_br = dot_tl, dot_tl, dot_tl
+    first_channel = point // points * deform_span
+    for first in range(first_channel, first_channel + deform_span, span):
+        group = first // group_in
+        for c in range(0, span, BLOCK_N):
+            ci = c + tl.arange(0, BLOCK_N)
+            ci_valid = ci < span
+            grad_samples = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+            for o in range(0, group_out, BLOCK_K):
+                co = o + tl.arange(0, BLOCK_K)
+                co_valid = co < group_out
+                co += group * group_out
+                g = tl.load(
+                    grad + m[:, None] * c_out + co[None, :],
+                    mask=valid[:, None] & co_valid[None, :],
+                    other=0.0,
+                )
+                w_k = tl.load(
+                    weight
+                    + (co * points + k)[:, None] * group_in
+                    + (first - group * group_in + ci)[None, :],
+                    mask=co_valid[:, None] & ci_valid[None, :],
+                    other=0.0,
+                )
+                grad_samples = tl.dot(
+                    g, w_k, grad_samples, input_precision=PRECISION, out_dtype=ACC
+                )
+            values = load_corners(x, pixel, inside, w, c_in, first + ci, ci_valid)
+            dot_tl += tl.sum(values[0].to(ACC) * grad_samples, 1)
+            dot_tr += tl.sum(values[1].to(ACC) * grad_samples, 1)
+            dot_bl += tl.sum(values[2].to(ACC) * grad_samples, 1)
+            dot_br += tl.sum(values[3].to(ACC) * grad_samples, 1)
+
+    y, x_ = part
+    scale = modulation(mask, (mask_n, mask_c, mask_y, mask_x), place, valid, point, ACC, MODULATED)
+    grad_y = ((1 - x_) * (dot_bl - dot_tl) + x_ * (dot_br - dot_tr)) * scale
+    grad_x = ((1 - y) * (dot_tr - dot_tl) + y * (dot_br - dot_bl)) * scale
+    to = grad_offset + at(
+        place, 2 * point, (grad_offset_n, grad_offset_c, grad_offset_y, grad_offset_x)
+    )
+    tl.store(to, grad_y.to(grad_offset.dtype.element_ty), mask=valid)
+    tl.store(to + grad_offset_c, grad_x.to(grad_offset.dtype.element_ty), mask=valid)
+    if MODULATED:
+        value = (1 - y) * ((1 - x_) * dot_tl + x_ * dot_tr) + y * ((1 - x_) * dot_bl + x_ * dot_br)
+        to = grad_mask + at(place, point, (grad_mask_n, grad_mask_c, grad_mask_y, grad_mask_x))
+        tl.store(to, value.to(grad_mask.dtype.element_ty), mask=valid)
+
+
+@tuned(
+    tile(8, 2, BLOCK_M=32, BLOCK_N=128, BLOCK_K=64),
+    tile(8, 2, BLOCK_M=64, BLOCK_N=128, BLOCK_K=64),
+    tile(8, 2, BLOCK_M=32, BLOCK_N=128, BLOCK_K=128),
+    tile(8, 2, BLOCK_M=64, BLOCK_N=64, BLOCK_K=64),
+    tile(4, 2, BLOCK_M=32, BLOCK_N=64, BLOCK_K=64),
+    tile(4, 2, BLOCK_M=32, BLOCK_N=64, BLOCK_K=32),
+    key=_KIND,
+)
+@_jit
+def grad_weight_kernel(
+    # [N·H_out·W_out, C_out], [N, H, W, C_in]
+    grad, x,
+    # [N, 2·G·K, H_out, W_out] and [N, G·K, H_out, W_out] of any strides
+    offset, mask,
+    # [splits, C_out, K, C_in / groups]
+    grad_weight,
+    size_class, positions, chunk, h, w, out_h, out_w,
+    offset_n, offset_c, offset_y, offset_x, mask_n, mask_c, mask_y, mask_x,
+    c_in, c_out, group_in, group_out, span, deform_span, points, kernel_w, geometry,
+    MODULATED: tl.constexpr, PRECISION: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_K input × BLOCK_N output channels of one kernel point, over `chunk` positions."""
+    in_tiles, out_tiles = tl.cdiv(span, BLOCK_K), tl.cdiv(group_out, BLOCK_N)
+    program = tl.program_id(0)
+    o, program = program % out_tiles * BLOCK_N, program // out_tiles
+    c, program = program % in_tiles * BLOCK_K, program // in_tiles
+    k, program = program % points, program // points
+    first, split = program % (c_in // span) * span, program // (c_in // span)
+    group = first // group_in
+    point = first // deform_span * points + k
+    ci = c + tl.arange(0, BLOCK_K)
+    co = o + tl.arange(0, BLOCK_N)
+    ci_valid, co_valid = ci < span, co < group_out
+    ci += first
+    co += group * group_out
+
+    acc = tl.zeros((BLOCK_N, BLOCK_K), ACC)
+    start = split.to(INDEX) * chunk
+    stop = tl.minimum(start + chunk, positions)
+    for i in range(start, stop, BLOCK_M):
+        m = i + tl.arange(0, BLOCK_M)
+        valid, place = m < stop, unravel(m, out_h, out_w)
+        pixel, inside, part = corners(
+            offset, (offset_n, offset_c, offset_y, offset_x), place, valid, point,
+            k // kernel_w, k % kernel_w, geometry, h, w, ACC, INDEX,
+        )  # fmt: skip
+        scale = modulation(
+            mask, (mask_n, mask_c, mask_y, mask_x), place, valid, point, ACC, MODULATED
+        )
+        samples = interpolate(
+            x, pixel, inside, corner_weights(part, scale), w, c_in, ci, ci_valid, ACC
+        )
+        g = tl.load(
+            grad + m[:, None] * c_out + co[None, :],
+            mask=valid[:, None] & co_valid[None, :],
+            other=0.0,
+        )
+        acc = tl.dot(
+            tl.trans(g), samples.to(x.dtype.element_ty), acc, input_precision=PRECISION,
+            out_dtype=ACC,
+        )  # fmt: skip
+    to = grad_weight + (split.to(INDEX) * c_out * points + co * points + k)[:, None] * group_in
+    tl.store(
+        to + (ci - group * group_in)[None, :],
+        acc.to(grad_weight.dtype.element_ty),
+        mask=co_valid[:, None] & ci_valid[None, :],
+    )
+
+
+@_jit
+def list_samples_kernel(
+    # [N, 2·G·K, H_out, W_out] and [N, G·K, H_out, W_out] of any strides
+    offset, mask,
+    # [G·K·N·H·W + 1]: lengths of the lists, after a zero; where they end
+    counts, ends,
+    # [4, G·K, N·H_out·W_out], if SORTED: the list of each corner of each sample; its place there
+    lists, slots,
+    # all lists, one after another: positions that read the pixel, and with what weight
+    list_position, list_weight,
+    positions, pixels, h, w, out_h, out_w,
+    offset_n, offset_c, offset_y, offset_x, mask_n, mask_c, mask_y, mask_x,
+    all_points, points, kernel_w, geometry,
+    FILL: tl.constexpr, SORTED: tl.constexpr, MODULATED: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Counts, or fills, the list of every pixel and kernel point."""
+    point = tl.program_id(0) % all_points
+    m = (tl.program_id(0) // all_points).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
+    valid, place = m < positions, unravel(m, out_h, out_w)
+    k = point % points
+    pixel, inside, part = corners(
+        offset, (offset_n, offset_c, offset_y, offset_x), place, valid, point,
+        k // kernel_w, k % kernel_w, geometry, h, w, ACC, INDEX,
+    )  # fmt: skip
+    scale = modulation(mask, (mask_n, mask_c, mask_y, mask_x), place, valid, point, ACC, MODULATED)
+    weights = corner_weights(part, scale)
+    for i in tl.static_range(4):
+        # A corner of no weight is left out: where an offset is zero, three of the four.
+        reads = inside[i] & (weights[i] != 0)
+        key = point.to(INDEX) * pixels + pixel + i // 2 * w + i % 2
+        sample = (point.to(INDEX) + i * all_points) * positions + m
+        if FILL:
+            if SORTED:
+                slot = tl.load(slots + sample, mask=reads, other=0)
+            else:
+                left = tl.atomic_add(counts + key + 1, -1, mask=reads)
+                slot = tl.load(ends + key + 1, mask=reads, other=0) - left
+            tl.store(list_position + slot, m, mask=reads)
+            tl.store(list_weight + slot, weights[i], mask=reads)
+        else:
+            tl.atomic_add(counts + key + 1, 1, mask=reads)
+            if SORTED:
+                tl.store(lists + sample, tl.where(reads, key, all_points * pixels), mask=valid)
+
+
+@tuned(
+    tile(8, 1, BLOCK_M=64, BLOCK_N=128, BLOCK_K=32),
+    tile(8, 1, BLOCK_M=64, BLOCK_N=128, BLOCK_K=64),
+    tile(4, 1, BLOCK_M=32, BLOCK_N=128, BLOCK_K=64),
+    tile(8, 1, BLOCK_M=64, BLOCK_N=256, BLOCK_K=32),
+    tile(4, 1, BLOCK_M=16, BLOCK_N=128, BLOCK_K=64),
+    tile(4, 1, BLOCK_M=32, BLOCK_N=64, BLOCK_K=32),
+    key=_KIND,
+)
+@_jit
+def grad_input_kernel(
+    # [N·H_out·W_out, C_out], [C_out, K, C_in / groups], [N·H·W, C_in]
+    grad, weight, grad_input,
+    # as in list_samples_kernel
+    ends, list_position, list_weight,
+    size_class, pixels,
+    c_in, c_out, group_in, group_out, span, deform_span, points,
+    PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_M pixels × BLOCK_N input channels of one span."""
+    tiles = tl.cdiv(span, BLOCK_N)
+    program = tl.program_id(0) % (tiles * (c_in // span))
+    p = (tl.program_id(0) // (tiles * (c_in // span))).to(INDEX) * BLOCK_M
+    p += tl.arange(0, BLOCK_M)
+    valid = p < pixels
+    first = program // tiles * span
+    ci = program % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    ci_valid = ci < span
+    ci += first
+    group = first // group_in
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    for k in range(points):
+        point = first // deform_span * points + k
+        key = ends + point.to(INDEX) * pixels + p
+        start = tl.load(key, mask=valid, other=0)
+        length = tl.load(key + 1, mask=valid, other=0) - start
+        longest = tl.max(length, 0)
+        for o in range(0, group_out, BLOCK_K):
+            co = o + tl.arange(0, BLOCK_K)
+            co_valid = co < group_out
+            co += group * group_out
+            total = tl.zeros((BLOCK_M, BLOCK_K), ACC)
+            # Four at a time, which is the mean length, so that their loads overlap.
+            for j in range(0, longest, 4):
+                for i in tl.static_range(4):
+                    there = j + i < length
+                    m = tl.load(list_position + start + j + i, mask=there, other=0)
+                    scale = tl.load(list_weight + start + j + i, mask=there, other=0.0)
+                    g = tl.load(
+                        grad + (m.to(INDEX) * c_out)[:, None] + co[None, :],
+                        mask=there[:, None] & co_valid[None, :],
+                        other=0.0,
+                    )
+                    total += g.to(ACC) * scale[:, None]
+            w_k = tl.load(
+                weight + (co * points + k)[:, None] * group_in + (ci - group * group_in)[None, :],
+                mask=co_valid[:, None] & ci_valid[None, :],
+                other=0.0,
+            )
+            acc = tl.dot(
+                total.to(grad.dtype.element_ty), w_k, acc, input_precision=PRECISION, out_dtype=ACC
+            )
+    tl.store(
+        grad_input + p[:, None] * c_in + ci[None, :],
+        acc.to(grad_input.dtype.element_ty),
+        mask=valid[:, None] & ci_valid[None, :],
+    )
+
+
+# A split of the weight gradient's sum is of at least as many positions.
+MIN_CHUNK = 2048
+
+
+def forward(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    """Shapes as in `dcn.deform_conv2d`, which checks them."""
+    n, _, out_h, out_w = offset.shape
+    out = input.new_empty(n, out_h, out_w, weight.shape[0])
+    result = out.permute(0, 3, 1, 2)
+    a = _arguments(input, offset, weight, mask, result, stride, padding, dilation)
+    if bias is not None:
+        check_shape("bias", bias, (weight.shape[0],))
+    if out.numel() > 0:
+        a |= dict(bias=bias, BIASED=bias is not None, out=out)
+        groups = a["c_out"] // a["group_out"]
+
+        def grid(block):
+            channels = groups * triton.cdiv(a["group_out"], block["BLOCK_N"])
+            return (triton.cdiv(a["positions"], block["BLOCK_M"]) * channels,)
+
+        launch(forward_kernel, grid, a)
+    return result.contiguous(memory_format=memory_format(input))
+
+
+def backward(
+    grad: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of input, offset, weight and mask (empty without a mask)."""
+    a = _arguments(input, offset, weight, mask, grad, stride, padding, dilation)
+    grad_offset = torch.empty_like(offset)
+    grad_mask = grad.new_empty(0) if mask is None else torch.empty_like(mask)
+    if grad.numel() == 0:
+        return torch.empty_like(input), grad_offset, torch.zeros_like(weight), grad_mask
+    a["grad"] = grad.to(input.dtype).contiguous(memory_format=torch.channels_last)
+    a |= dict(grad_offset=grad_offset, grad_mask=grad_mask)
+    a |= _strides("grad_offset", grad_offset)
+    a |= _strides("grad_mask", None if mask is None else grad_mask)
+    launch(
+        grad_offset_kernel,
+        lambda block: (triton.cdiv(a["positions"], block["BLOCK_M"]) * a["all_points"],),
+        a,
+    )
+    grad_input = _grad_input(a).view_as(a["x"].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return (
+        grad_input.contiguous(memory_format=memory_format(input)),
+        grad_offset,
+        like(_grad_weight(a).permute(0, 3, 1, 2), weight),
+        grad_mask,
+    )
+
+
+def _grad_weight(a: dict) -> Tensor:
+    """[C_out, kh, kw, C_in / groups]; in float32 if it is of more than one split."""
+    tiles = (a["c_in"] // a["span"]) * a["points"]
+    tiles *= triton.cdiv(a["span"], 64) * triton.cdiv(a["group_out"], 128)
+    splits = min(
+        triton.cdiv(4 * multiprocessors(a["x"]), tiles), triton.cdiv(a["positions"], MIN_CHUNK)
+    )
+    chunk = triton.cdiv(a["positions"], splits)
+    splits = triton.cdiv(a["positions"], chunk)
+    weight = a["weight"].permute(0, 2, 3, 1)
+    dtype = weight.dtype if splits == 1 else compute_dtype(weight)
+    partial = weight.new_empty(splits, *weight.shape, dtype=dtype)
+
+    def grid(block):
+        tiles = (a["c_in"] // a["span"]) * triton.cdiv(a["span"], block["BLOCK_K"])
+        tiles *= a["points"] * triton.cdiv(a["group_out"], block["BLOCK_N"])
+        return (tiles * splits,)
+
+    launch(grad_weight_kernel, grid, a | dict(grad_weight=partial, chunk=chunk))
+    return partial[0] if splits == 1 else partial.sum(0)
+
+
+def _grad_input(a: dict) -> Tensor:
+    """[N·H·W, C_in], by way of the lists of who reads which pixel."""
+    x, pixels, positions, all_points = a["x"], a["pixels"], a["positions"], a["all_points"]
+    corners = 4 * all_points * positions
+    if max(corners, all_points * pixels) >= 2**31:
+        a = a | dict(INDEX=tl.int64)
+    index = torch.int64 if a["INDEX"] == tl.int64 else torch.int32
+    counts = torch.zeros(all_points * pixels + 1, dtype=torch.int32, device=x.device)
+    a = a | dict(
+        counts=counts,
+        SORTED=torch.are_deterministic_algorithms_enabled(),
+        list_position=torch.empty(corners, dtype=index, device=x.device),
+        list_weight=x.new_empty(corners, dtype=compute_dtype(x)),
+        **dict.fromkeys(("ends", "lists", "slots")),
+    )
+    block = 256
+    grid = (triton.cdiv(positions, block) * all_points,)
+    if a["SORTED"]:
+        a["lists"] = torch.empty(corners, dtype=index, device=x.device)
+    run(list_samples_kernel, grid, a, FILL=False, BLOCK_M=block)
+    a["ends"] = counts.cumsum(0, dtype=index)
+    if a["SORTED"]:
+        a["slots"] = a["lists"].argsort(stable=True).argsort()
+    run(list_samples_kernel, grid, a, FILL=True, BLOCK_M=block)
+
+    a["grad_input"] = x.new_empty(pixels, a["c_in"])
+
+    def grid(block):
+        channels = (a["c_in"] // a["span"]) * triton.cdiv(a["span"], block["BLOCK_N"])
+        return (triton.cdiv(pixels, block["BLOCK_M"]) * channels,)
+
+    launch(grad_input_kernel, grid, a)
+    return a["grad_input"]
+
+
+def _arguments(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    output: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> dict:
+    """What the kernels take, by name; `output` is the gradient in the backward pass."""
+    groups, deform_groups = check_conv(input, offset, weight, mask, output)
+    n, c_in, h, w = input.shape
+    c_out, group_in, kernel_h, kernel_w = weight.shape
+    out_h, out_w = output.shape[2:]
+    index = index_dtype(input, offset, output)
+    return dict(
+        x=input.contiguous(memory_format=torch.channels_last),
+        offset=offset,
+        mask=mask,
+        weight=weight.to(input.dtype).contiguous(memory_format=torch.channels_last),
+        size_class=size_class(n * out_h * out_w),
+        positions=n * out_h * out_w,
+        pixels=n * h * w,
+        h=h,
+        w=w,
+        out_h=out_h,
+        out_w=out_w,
+        **_strides("offset", offset),
+        **_strides("mask", mask),
+        c_in=c_in,
+        c_out=c_out,
+        group_in=group_in,
+        group_out=c_out // groups,
+        span=math.gcd(group_in, c_in // deform_groups),
+        deform_span=c_in // deform_groups,
+        points=kernel_h * kernel_w,
+        all_points=deform_groups * kernel_h * kernel_w,
+        kernel_w=kernel_w,
+        geometry=(*stride, *padding, *dilation),
+        MODULATED=mask is not None,
+        PRECISION=dot_precision(input),
+        ACC=tl.float64 if input.dtype == torch.float64 else tl.float32,
+        INDEX=index,
+    )
+
+
+def _strides(name: str, tensor: Tensor | None) -> dict[str, int]:
+    strides = (0, 0, 0, 0) if tensor is None else tensor.stride()
+    return {f"{name}_{axis}": s for axis, s in zip("ncyx", strides, strict=True)}

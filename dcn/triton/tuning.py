@@ -1,0 +1,94 @@
+"""Which tile sizes a kernel runs with.
+
+They are timed once for each kind of call, by Triton's autotuner, which keeps what it found in
+Triton's cache on disk.
+"""
+
+from collections.abc import Callable
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_timed = set()
+
+
+def tile(num_warps: int, num_stages: int = 1, **blocks: int) -> triton.Config:
+    return triton.Config(blocks, num_warps=num_warps, num_stages=num_stages)
+
+
+def tuned(
+    *configs: triton.Config, key: tuple[str, ...], reset_to_zero: tuple[str, ...] = ()
+) -> Callable:
+    """Decorates a kernel; `key` names the arguments that a choice among `configs` depends on.
+
+    The first one is to run on every GPU, with float64 the last one.
+    """
+    return triton.autotune(
+        list(configs), list(key), reset_to_zero=list(reset_to_zero), cache_results=True
+    )
+
+
+def launch(
+    kernel: triton.runtime.Autotuner, grid: Callable[[dict], tuple], arguments: dict
+) -> None:
+    """Runs a tuned kernel with those of the arguments that it names.
+
+    A fixed configuration serves where none is timed: under
+    `torch.use_deterministic_algorithms(True)`, as timings are not the same twice; while a CUDA
+    graph is captured before a call of the kind was timed; for float64, which nobody trains in; and
+    in Triton's interpreter.
+    """
+    taken = _taken(kernel, arguments)
+    dtypes = [a.dtype for a in taken.values() if isinstance(a, Tensor)]
+    kind = (kernel, *(taken[name] for name in kernel.keys), *dtypes)
+    if _may_time(kind):
+        kernel[grid](**taken)
+        _timed.add(kind)
+    else:
+        fixed = kernel.configs[-1 if torch.float64 in dtypes else 0]
+        kernel.fn[grid](**taken, **fixed.all_kwargs())
+
+
+def run(kernel: triton.runtime.JITFunction, grid: tuple, arguments: dict, **more) -> None:
+    """Runs a kernel that is not tuned with those of the arguments that it names."""
+    kernel[grid](**_taken(kernel, arguments | more))
+
+
+def _taken(kernel: triton.runtime.KernelInterface, arguments: dict) -> dict:
+    return {name: arguments[name] for name in kernel.arg_names if name in arguments}
+
+
+def _may_time(kind: tuple) -> bool:
+    if torch.are_deterministic_algorithms_enabled() or triton.knobs.runtime.interpret:
+        return False
+    if torch.float64 in kind:
+        return False
+    return kind in _timed or not torch.cuda.is_current_stream_capturing()
+
+
+def size_class(count: int) -> int:
+    """Calls of sizes within a factor of two are of one kind."""
+    return triton.next_power_of_2(count)
+
+
+def index_dtype(*tensors: Tensor) -> tl.dtype:
+    """What numbers the elements of the largest tensor."""
+    return tl.int32 if max(t.numel() for t in tensors) < 2**31 else tl.int64
+
+
+def dot_precision(tensor: Tensor) -> str:
+    """How float32 is multiplied: as `torch.backends.cudnn` says that convolutions are to.
+
+    Three products of TF32 are as exact as float32, to a bit or two, and run on tensor cores.
+    """
+    if tensor.dtype != torch.float32:
+        return "ieee"
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "tf32x3"
+
+
+def multiprocessors(tensor: Tensor) -> int:
+    if not tensor.is_cuda:
+        return 1  # Triton's interpreter
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count

@@ -1,0 +1,396 @@
+"""The Triton kernels against the definition in float64."""
+
+import itertools
+from collections import defaultdict
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from hypothesis import HealthCheck, given, settings
+
+import dcn
+from dcn.reference import deform_conv as reference_conv
+from dcn.triton import deform_conv, deform_roi_pool, tuning
+from tests.dcn.definition import (
+    assert_conv_is_its_definition,
+    assert_pool_is_its_definition,
+    conv_tensors,
+    convolutions,
+    pool_tensors,
+    poolings,
+)
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+# NumPy, which the interpreter computes with, warns of what is not finite.
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning")
+
+
+def each_dtype(cases, *everywhere):
+    """All cases in `everywhere`, the plain and the ragged one in the other dtypes as well."""
+    return [
+        pytest.param(case | dict(dtype=dtype), id=f"{name}-{str(dtype).split('.')[1]}")
+        for name, case in cases.items()
+        for dtype in DTYPES
+        if dtype in everywhere or name in ("plain", "ragged")
+    ]
+
+
+few = settings(
+    max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
+
+CONV = dict(
+    n=2,
+    c_in=8,
+    c_out=6,
+    size=(4, 5),
+    kernel=(3, 3),
+    groups=1,
+    deform_groups=1,
+    stride=(1, 1),
+    padding=(1, 1),
+    dilation=(1, 1),
+    modulated=True,
+    bias=True,
+    layout=("channels_last", "channels_last"),
+    dtype=torch.float32,
+    seed=0,
+)
+CONVS = {
+    "plain": {},
+    "not_modulated": dict(modulated=False, bias=False, layout=("contiguous", "contiguous")),
+    "uneven": dict(kernel=(3, 2), stride=(2, 1), padding=(0, 2), dilation=(1, 2), size=(7, 5)),
+    "kernel_1x1": dict(kernel=(1, 1), padding=(0, 0)),
+    "groups": dict(c_in=12, groups=2, deform_groups=3),
+    "depthwise": dict(c_in=4, c_out=8, groups=4, deform_groups=2, kernel=(2, 2)),
+    # More channels and positions than a tile has, and not a multiple of it.
+    "ragged": dict(n=3, c_in=136, c_out=264, kernel=(2, 1), padding=(1, 0), size=(6, 7)),
+    "one_pixel": dict(n=1, size=(1, 1)),
+    "empty": dict(n=0),
+    "sliced": dict(layout=("sliced_channels_last", "sliced")),
+    "transposed": dict(layout=("transposed", "transposed")),
+}
+
+
+def on_device(tensors):
+    return {k: None if t is None else t.to(DEVICE) for k, t in tensors.items()}
+
+
+def run_conv(case):
+    """Arguments, output gradient, output and gradients of a convolution."""
+    tensors, grad = conv_tensors(CONV | case)
+    tensors, grad = on_device(tensors), grad.to(DEVICE)
+    x, offset, weight, bias, mask = (
+        tensors[k] for k in ("input", "offset", "weight", "bias", "mask")
+    )
+    geometry = [list((CONV | case)[k]) for k in ("stride", "padding", "dilation")]
+    out = dcn.triton.operator("deform_conv2d")(x, offset, weight, bias, mask, *geometry)
+    backward = dcn.triton.operator("deform_conv2d_backward")
+    grads = dict(
+        zip(
+            ("input", "offset", "weight", "mask"),
+            backward(grad, x, offset, weight, mask, *geometry),
+            strict=True,
+        )
+    )
+    if mask is None:
+        assert grads.pop("mask").numel() == 0
+    return tensors, grad, out, grads
+
+
+def check_conv(case):
+    assert_conv_is_its_definition(*run_conv(case), CONV | case, tensor_cores=True)
+
+
+@pytest.fixture(autouse=True)
+def strict_float32():
+    """On a GPU, float32 is not to be multiplied as TF32 here."""
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("case", each_dtype(CONVS, torch.float64, torch.bfloat16))
+def test_deform_conv2d(case):
+    check_conv(case)
+
+
+@few
+@given(case=convolutions(largest=4))
+def test_deform_conv2d_of_any_shape(case):
+    check_conv(case)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        pytest.param(name, config, id=f"{name}-{i}")
+        for name in ("forward", "grad_offset", "grad_weight", "grad_input")
+        for i, config in enumerate(getattr(deform_conv, f"{name}_kernel").configs)
+    ],
+)
+def test_deform_conv2d_with_every_tile_size(name, config, monkeypatch):
+    monkeypatch.setattr(getattr(deform_conv, f"{name}_kernel"), "configs", [config])
+    check_conv(dict(n=1, c_in=72, c_out=136, size=(5, 9), kernel=(2, 1), padding=(1, 0)))
+
+
+def test_deform_conv2d_with_offsets_of_zero():
+    """Where they start: a sample is a pixel, and three of four corners have no weight."""
+    tensors, grad = conv_tensors(CONV | dict(dtype=torch.float64))
+    tensors = on_device(tensors | dict(offset=torch.zeros_like(tensors["offset"])))
+    grad = grad.to(DEVICE)
+    geometry = ([1, 1], [1, 1], [1, 1])
+    arguments = [tensors[k] for k in ("input", "offset", "weight", "mask")]
+    actual = deform_conv.backward(grad, *arguments, *geometry)
+    expected = reference_conv.backward(grad, *arguments, *geometry)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e)
+
+
+def test_every_sample_at_one_pixel():
+    """One list holds everything, all others are empty."""
+    x = torch.randn(1, 3, 4, 5, dtype=torch.float64, device=DEVICE)
+    place = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(5), indexing="ij"))
+    offset = (torch.tensor([1.25, 2.5]).view(2, 1, 1) - place).double()[None].to(DEVICE)
+    weight = torch.randn(2, 3, 1, 1, dtype=torch.float64, device=DEVICE)
+    grad = torch.randn(1, 2, 4, 5, dtype=torch.float64, device=DEVICE)
+    geometry = ([1, 1], [0, 0], [1, 1])
+    actual = deform_conv.backward(grad, x, offset, weight, None, *geometry)
+    expected = reference_conv.backward(grad, x, offset, weight, None, *geometry)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e)
+
+
+def test_weight_gradient_in_splits(monkeypatch):
+    monkeypatch.setattr(deform_conv, "MIN_CHUNK", 40)
+    monkeypatch.setattr(deform_conv, "multiprocessors", lambda tensor: 64)
+    shapes = []
+    launch = deform_conv.launch
+
+    def recorded(kernel, grid, arguments):
+        if kernel is deform_conv.grad_weight_kernel:
+            shapes.append(arguments["grad_weight"].shape)
+        launch(kernel, grid, arguments)
+
+    monkeypatch.setattr(deform_conv, "launch", recorded)
+    check_conv(dict(n=3, size=(5, 7), groups=2, dtype=torch.bfloat16))
+    assert shapes == [(3, 6, 3, 3, 4)]
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_deterministic_lists_are_in_order(dtype, monkeypatch):
+    seen = {}
+    launch = deform_conv.launch
+
+    def recorded(kernel, grid, arguments):
+        if kernel is deform_conv.grad_input_kernel:
+            seen.update(arguments)
+        launch(kernel, grid, arguments)
+
+    monkeypatch.setattr(deform_conv, "launch", recorded)
+    check_conv(dict(dtype=dtype, deform_groups=2, kernel=(2, 2)))
+    ends, positions = seen["ends"].tolist(), seen["list_position"].tolist()
+    lists = [positions[a:b] for a, b in itertools.pairwise(ends)]
+    assert max(map(len, lists)) > 2
+    # Four lists, of the four corners, each in the order of the positions.
+    for entries in lists:
+        descents = sum(a > b for a, b in itertools.pairwise(entries))
+        assert descents <= 3
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_same_bits_twice():
+    case = dict(size=(3, 3), kernel=(2, 2), dtype=torch.bfloat16)
+    _, _, out, grads = run_conv(case)
+    _, _, again, grads_again = run_conv(case)
+    assert torch.equal(out, again)
+    assert all(torch.equal(grads[k], grads_again[k]) for k in grads)
+
+
+POOL = dict(
+    n=2,
+    channels=5,
+    size=(7, 9),
+    rois=6,
+    output_size=(2, 3),
+    sampling_ratio=0,
+    offset=True,
+    mask=True,
+    layout=("channels_last", "contiguous"),
+    dtype=torch.float32,
+    seed=4,  # a multiple of 4 has RoIs that are not finite
+)
+POOLS = {
+    "adaptive": {},
+    "one_sample": dict(sampling_ratio=1),
+    "two_samples": dict(sampling_ratio=2),
+    "more_samples_than_pixels": dict(sampling_ratio=7, rois=3, seed=1),
+    "plain": dict(offset=False, mask=False, seed=1),
+    "offset": dict(mask=False, seed=2, sampling_ratio=4),
+    "mask": dict(offset=False, layout=("sliced", "transposed")),
+    # More channels and bins than a tile has, and not a multiple of it.
+    "ragged": dict(channels=140, output_size=(7, 11), rois=2, sampling_ratio=2, seed=1),
+    "no_rois": dict(rois=0),
+}
+
+
+def check_pool(case):
+    case = POOL | case
+    tensors, grad = pool_tensors(case)
+    tensors, grad = on_device(tensors), grad.to(DEVICE)
+    arguments = [tensors[k] for k in ("input", "rois", "offset", "mask")]
+    geometry = (list(case["output_size"]), 0.5, case["sampling_ratio"], 0.25)
+    out = dcn.triton.operator("deform_roi_pool")(*arguments, *geometry)
+    grads = dcn.triton.operator("deform_roi_pool_backward")(grad, *arguments, *geometry)
+    grads = dict(zip(("input", "offset", "mask"), grads, strict=True))
+    assert_pool_is_its_definition(tensors, grad, out, grads, geometry, case)
+
+
+@pytest.mark.parametrize("case", each_dtype(POOLS, torch.float64, torch.bfloat16))
+def test_deform_roi_pool(case):
+    check_pool(case)
+
+
+@few
+@given(case=poolings(largest=8))
+def test_deform_roi_pool_of_any_shape(case):
+    check_pool(case)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        pytest.param(name, config, id=f"{name}-{i}")
+        for name in ("forward", "backward")
+        for i, config in enumerate(getattr(deform_roi_pool, f"{name}_kernel").configs)
+    ],
+)
+def test_deform_roi_pool_with_every_tile_size(name, config, monkeypatch):
+    monkeypatch.setattr(getattr(deform_roi_pool, f"{name}_kernel"), "configs", [config])
+    check_pool(dict(channels=72, rois=3, output_size=(4, 5), sampling_ratio=2, seed=1))
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_deterministic_deform_roi_pool():
+    check_pool({})
+
+
+@pytest.mark.parametrize("index", [-1.0, 2.0, 1e30, torch.nan, torch.inf])
+def test_an_roi_of_no_image_pools_nan(index):
+    """Nothing waits for a check; and nothing is read or written."""
+    x = torch.ones(2, 3, 4, 5, device=DEVICE)
+    rois = torch.tensor([[1, 0.0, 0, 3, 3], [index, 0, 0, 3, 3]], device=DEVICE)
+    offset, mask = (torch.ones(2, c, 2, 2, device=DEVICE) for c in (2, 1))
+    arguments = (x, rois, offset, mask, [2, 2], 1.0, 2, 0.1)
+    out = deform_roi_pool.forward(*arguments)
+    assert out[0].isfinite().all()
+    assert out[1].isnan().all()
+    grads = deform_roi_pool.backward(torch.ones_like(out), *arguments)
+    alone = deform_roi_pool.backward(
+        torch.ones_like(out[:1]), x, rois[:1], offset[:1], mask[:1], *arguments[4:]
+    )
+    torch.testing.assert_close(grads[0], alone[0])
+    assert not grads[1][1].any()
+    assert not grads[2][1].any()
+
+
+def test_64_bit_indices(monkeypatch):
+    for module in (deform_conv, deform_roi_pool):
+        monkeypatch.setattr(module, "index_dtype", lambda *tensors: tl.int64)
+    check_conv(dict(deform_groups=2))
+    check_pool({})
+
+
+def test_more_than_2_to_31_elements():
+    """On a CPU only the pages that are touched take memory; a GPU needs 9 GB."""
+    h = w = 12_000
+    x = torch.empty(1, 16, h, w, device=DEVICE, memory_format=torch.channels_last)
+    x[0, :, h - 1, w - 1] = torch.arange(16.0)
+    offset = torch.tensor([h - 1.0, w - 1.0], device=DEVICE).view(1, 2, 1, 1)
+    weight = torch.eye(16, device=DEVICE).view(16, 16, 1, 1)
+    geometry = ([h, h], [0, 0], [1, 1])
+    out = deform_conv.forward(x, offset, weight, None, None, *geometry)
+    assert out.flatten().tolist() == list(range(16))
+    rois = torch.tensor([[0, w - 0.5, h - 0.5, w + 0.5, h + 0.5]], device=DEVICE)
+    pooled = deform_roi_pool.forward(x, rois, None, None, [1, 1], 1.0, 1, 0.1)
+    assert pooled.flatten().tolist() == list(range(16))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"offset": (1, 4, 5, 5)}, "offset"),
+        ({"weight": (2, 8, 3, 3)}, "weight"),
+        ({"mask": (1, 1, 1, 1)}, "mask"),
+        ({"bias": (1,)}, "bias"),
+    ],
+)
+def test_shapes_are_checked_below_the_public_call_too(change, name):
+    """What would read outside memory."""
+    shapes = dict(
+        input=(1, 4, 5, 5), offset=(1, 18, 5, 5), weight=(2, 4, 3, 3), bias=(2,), mask=(1, 9, 5, 5)
+    )
+    t = [torch.zeros(shape, device=DEVICE) for shape in (shapes | change).values()]
+    with pytest.raises(ValueError, match=name):
+        deform_conv.forward(*t, [1, 1], [1, 1], [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype", "expected"),
+    [("ieee", torch.float32, "tf32x3"), ("tf32", torch.float32, "tf32")]
+    + [(mode, torch.bfloat16, "ieee") for mode in ("ieee", "tf32")],
+)
+def test_float32_is_multiplied_as_convolutions_are(mode, dtype, expected):
+    torch.backends.cudnn.conv.fp32_precision = mode  # strict_float32 puts it back
+    assert tuning.dot_precision(torch.zeros(1, dtype=dtype)) == expected
+
+
+class Kernel:
+    """Remembers how it was run."""
+
+    arg_names, keys = ("x", "n", "BLOCK"), ("n",)
+    configs = tuple(triton.Config({"BLOCK": size}, num_warps=4) for size in (16, 32))
+
+    def __init__(self):
+        self.runs = []
+        fixed = defaultdict(lambda: lambda **taken: self.runs.append(taken["BLOCK"]))
+        self.fn = fixed  # by grid
+
+    def __getitem__(self, grid):
+        return lambda **taken: self.runs.append("timed")
+
+
+@pytest.mark.parametrize(
+    ("interpret", "deterministic", "capturing", "dtype", "expected"),
+    [
+        (False, False, False, torch.float32, "timed"),
+        (True, False, False, torch.float32, 16),
+        (False, True, False, torch.float32, 16),
+        (False, False, True, torch.float32, 16),
+        (False, False, False, torch.float64, 32),
+    ],
+)
+def test_what_is_timed(interpret, deterministic, capturing, dtype, expected, monkeypatch):
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", interpret)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    kernel, arguments = Kernel(), dict(x=torch.zeros(1, dtype=dtype), n=3, unused=1)
+    tuning.launch(kernel, None, arguments)
+    assert kernel.runs == [expected]
+    if expected == "timed":  # what has been timed may be captured
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        tuning.launch(kernel, None, arguments)
+        tuning.launch(kernel, None, arguments | dict(n=4))
+        assert kernel.runs == ["timed", "timed", 16]
