@@ -26,6 +26,10 @@ def deform_conv2d(
     zero. The call and its values are those of `torchvision.ops.deform_conv2d`. Let K = kh·kw, and
     G the number of deform groups, which share one offset a kernel point.
 
+    On an NVIDIA GPU tensor cores multiply the samples, rounded to the input's dtype; float32 as
+    `torch.backends.cudnn` says of convolutions, by default in TF32. The same bits every time take
+    `torch.use_deterministic_algorithms(True)`.
+
     Args:
         input: [N, C_in, H, W], float64, float32, float16 or bfloat16.
         offset: [N, 2·G·K, H_out, W_out], Δp in input pixels; channel 2·(g·K + k) is dy of kernel

@@ -30,6 +30,9 @@ def deform_roi_pool(
     those further out zero, and so does one that is not finite. The values are those of
     `mmcv.ops.deform_roi_pool`, and of `torchvision.ops.roi_align(aligned=True)`.
 
+    On an NVIDIA GPU the gradient of the input is summed in any order, and under
+    `torch.use_deterministic_algorithms(True)` by the slower definition in plain PyTorch.
+
     Args:
         input: [N, C, H, W], float64, float32, float16 or bfloat16.
         rois: [K, 5], (batch index, x1, y1, x2, y2) in pixels of the image. Of the input's dtype or
@@ -49,7 +52,9 @@ def deform_roi_pool(
     Raises:
         TypeError: an argument is no tensor, or dtypes differ or are not among those above.
         ValueError: shapes or devices that do not fit together, an empty output_size, a
-            spatial_scale or sampling_ratio out of range, or a batch index that names no image.
+            spatial_scale or sampling_ratio out of range, or a batch index that names no image. On
+            an NVIDIA GPU, where a look at the indices would have to wait for it, such an RoI pools
+            NaN instead.
 
     Example:
         >>> features, rois = torch.rand(1, 8, 10, 10), torch.tensor([[0, 2.0, 2.0, 30.0, 20.0]])

@@ -23,6 +23,15 @@ def pytest_addoption(parser):
     parser.addoption("--kernels", choices=["cpu", "triton"], default="cpu")
 
 
+@pytest.fixture(autouse=True)
+def strict_float32():
+    """On a GPU, float32 is not to be multiplied as TF32."""
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before
+
+
 @pytest.fixture
 def interpreted(request):
     """Whether tensors of the CPU are served by the GPU's kernels."""

@@ -100,8 +100,8 @@ def _roi(
     tile(4, BLOCK_BINS=32, BLOCK_C=64),
     tile(4, BLOCK_BINS=64, BLOCK_C=64),
     tile(4, BLOCK_BINS=16, BLOCK_C=128),
-    tile(8, BLOCK_BINS=32, BLOCK_C=128),
     tile(8, BLOCK_BINS=64, BLOCK_C=128),
+    tile(4, BLOCK_BINS=16, BLOCK_C=64),
     key=_KIND,
 )
 @_jit
@@ -152,10 +152,10 @@ def forward_kernel(
 
 @tuned(
     tile(4, BLOCK_BINS=32, BLOCK_C=64),
-    tile(4, BLOCK_BINS=16, BLOCK_C=64),
     tile(4, BLOCK_BINS=16, BLOCK_C=128),
     tile(8, BLOCK_BINS=64, BLOCK_C=64),
     tile(8, BLOCK_BINS=32, BLOCK_C=128),
+    tile(4, BLOCK_BINS=16, BLOCK_C=64),
     key=_KIND,
     reset_to_zero=("grad_input",),
 )

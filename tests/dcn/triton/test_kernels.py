@@ -105,15 +105,6 @@ def check_conv(case):
     assert_conv_is_its_definition(*run_conv(case), CONV | case, tensor_cores=True)
 
 
-@pytest.fixture(autouse=True)
-def strict_float32():
-    """On a GPU, float32 is not to be multiplied as TF32 here."""
-    before = torch.backends.cudnn.conv.fp32_precision
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
-    yield
-    torch.backends.cudnn.conv.fp32_precision = before
-
-
 @pytest.fixture
 def deterministic():
     torch.use_deterministic_algorithms(True)
