@@ -283,11 +283,11 @@ def grad_weight_kernel(
 def list_samples_kernel(
     # [N, 2·G·K, H_out, W_out] and [N, G·K, H_out, W_out] of any strides
     offset, mask,
-    # [G·K·N·H·W + 1]: lengths of the lists, after a zero; where they end
+    # [G·K, 1 + N·H·W]: a zero and the lengths of a kernel point's lists; their sums up to there
     counts, ends,
-    # [4, G·K, N·H_out·W_out], if SORTED: the list of each corner of each sample; its place there
+    # [4, G·K, N·H_out·W_out], if SORTED: the list of each corner of each sample; its entry
     lists, slots,
-    # all lists, one after another: positions that read the pixel, and with what weight
+    # [G·K, 4·N·H_out·W_out]: positions that read a pixel, list after list, and with what weight
     list_position, list_weight,
     positions, pixels, h, w, out_h, out_w,
     offset_n, offset_c, offset_y, offset_x, mask_n, mask_c, mask_y, mask_x,
@@ -306,23 +306,25 @@ def list_samples_kernel(
     )  # fmt: skip
     scale = modulation(mask, (mask_n, mask_c, mask_y, mask_x), place, valid, point, ACC, MODULATED)
     weights = corner_weights(part, scale)
+    row = point.to(INDEX) * (pixels + 1)
     for i in tl.static_range(4):
         # A corner of no weight is left out: where an offset is zero, three of the four.
         reads = inside[i] & (weights[i] != 0)
-        key = point.to(INDEX) * pixels + pixel + i // 2 * w + i % 2
+        key = row + pixel + i // 2 * w + i % 2
         sample = (point.to(INDEX) + i * all_points) * positions + m
         if FILL:
             if SORTED:
                 slot = tl.load(slots + sample, mask=reads, other=0)
             else:
-                left = tl.atomic_add(counts + key + 1, -1, mask=reads)
-                slot = tl.load(ends + key + 1, mask=reads, other=0) - left
-            tl.store(list_position + slot, m, mask=reads)
+                left = tl.atomic_add(counts + key + 1, -1, mask=reads, sem="relaxed")
+                slot = tl.load(ends + key + 1, mask=reads, other=0) - tl.load(ends + row) - left
+                slot += point.to(INDEX) * 4 * positions
+            tl.store(list_position + slot, m.to(tl.int32), mask=reads)
             tl.store(list_weight + slot, weights[i], mask=reads)
         else:
-            tl.atomic_add(counts + key + 1, 1, mask=reads)
+            tl.atomic_add(counts + key + 1, 1, mask=reads, sem="relaxed")
             if SORTED:
-                tl.store(lists + sample, tl.where(reads, key, all_points * pixels), mask=valid)
+                tl.store(lists + sample, tl.where(reads, key, row + pixels), mask=valid)
 
 
 @tuned(
@@ -340,7 +342,7 @@ def grad_input_kernel(
     grad, weight, grad_input,
     # as in list_samples_kernel
     ends, list_position, list_weight,
-    size_class, pixels,
+    size_class, positions, pixels,
     c_in, c_out, group_in, group_out, span, deform_span, points,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -348,9 +350,9 @@ def grad_input_kernel(
     """BLOCK_M pixels × BLOCK_N input channels of one span."""
     tiles = tl.cdiv(span, BLOCK_N)
     program = tl.program_id(0) % (tiles * (c_in // span))
-    p = (tl.program_id(0) // (tiles * (c_in // span))).to(INDEX) * BLOCK_M
-    p += tl.arange(0, BLOCK_M)
-    valid = p < pixels
+    first_pixel = (tl.program_id(0) // (tiles * (c_in // span))).to(INDEX) * BLOCK_M
+    rows = tl.arange(0, BLOCK_M)
+    valid = rows < pixels - first_pixel
     first = program // tiles * span
     ci = program % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     ci_valid = ci < span
@@ -360,10 +362,13 @@ def grad_input_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     for k in range(points):
         point = first // deform_span * points + k
-        key = ends + point.to(INDEX) * pixels + p
-        start = tl.load(key, mask=valid, other=0)
-        length = tl.load(key + 1, mask=valid, other=0) - start
+        row = ends + point.to(INDEX) * (pixels + 1)
+        start = tl.load(row + first_pixel + rows, mask=valid, other=0)
+        length = tl.load(row + first_pixel + rows + 1, mask=valid, other=0) - start
         longest = tl.max(length, 0)
+        start -= tl.load(row)
+        positions_of_point = list_position + point.to(INDEX) * 4 * positions
+        weights_of_point = list_weight + point.to(INDEX) * 4 * positions
         for o in range(0, group_out, BLOCK_K):
             co = o + tl.arange(0, BLOCK_K)
             co_valid = co < group_out
@@ -373,8 +378,8 @@ def grad_input_kernel(
             for j in range(0, longest, 4):
                 for i in tl.static_range(4):
                     there = j + i < length
-                    m = tl.load(list_position + start + j + i, mask=there, other=0)
-                    scale = tl.load(list_weight + start + j + i, mask=there, other=0.0)
+                    m = tl.load(positions_of_point + start + j + i, mask=there, other=0)
+                    scale = tl.load(weights_of_point + start + j + i, mask=there, other=0.0)
                     g = tl.load(
                         grad + (m.to(INDEX) * c_out)[:, None] + co[None, :],
                         mask=there[:, None] & co_valid[None, :],
@@ -390,7 +395,7 @@ def grad_input_kernel(
                 total.to(grad.dtype.element_ty), w_k, acc, input_precision=PRECISION, out_dtype=ACC
             )
     tl.store(
-        grad_input + p[:, None] * c_in + ci[None, :],
+        grad_input + (first_pixel + rows)[:, None] * c_in + ci[None, :],
         acc.to(grad_input.dtype.element_ty),
         mask=valid[:, None] & ci_valid[None, :],
     )
@@ -488,24 +493,26 @@ def _grad_weight(a: dict) -> Tensor:
 def _grad_input(a: dict) -> Tensor:
     """[N·H·W, C_in], by way of the lists of who reads which pixel."""
     x, pixels, positions, all_points = a["x"], a["pixels"], a["positions"], a["all_points"]
-    corners = 4 * all_points * positions
-    if max(corners, all_points * pixels) >= 2**31:
+    entries = 4 * all_points * positions
+    if positions >= 2**29:
+        raise ValueError(f"offset: {positions} positions are more than 32 bits can list")
+    if max(entries, all_points * (pixels + 1)) >= 2**31:
         a = a | dict(INDEX=tl.int64)
-    index = torch.int64 if a["INDEX"] == tl.int64 else torch.int32
-    counts = torch.zeros(all_points * pixels + 1, dtype=torch.int32, device=x.device)
+    counts = torch.zeros(all_points * (pixels + 1), dtype=torch.int32, device=x.device)
     a = a | dict(
         counts=counts,
         SORTED=torch.are_deterministic_algorithms_enabled(),
-        list_position=torch.empty(corners, dtype=index, device=x.device),
-        list_weight=x.new_empty(corners, dtype=compute_dtype(x)),
+        list_position=torch.empty(entries, dtype=torch.int32, device=x.device),
+        list_weight=x.new_empty(entries, dtype=compute_dtype(x)),
         **dict.fromkeys(("ends", "lists", "slots")),
     )
     block = 256
     grid = (triton.cdiv(positions, block) * all_points,)
     if a["SORTED"]:
-        a["lists"] = torch.empty(corners, dtype=index, device=x.device)
+        a["lists"] = torch.empty(entries, dtype=torch.int64, device=x.device)
     run(list_samples_kernel, grid, a, FILL=False, BLOCK_M=block)
-    a["ends"] = counts.cumsum(0, dtype=index)
+    # Only differences within a kernel point are used, so that it may overflow.
+    a["ends"] = counts.cumsum(0, dtype=torch.int32)
     if a["SORTED"]:
         a["slots"] = a["lists"].argsort(stable=True).argsort()
     run(list_samples_kernel, grid, a, FILL=True, BLOCK_M=block)

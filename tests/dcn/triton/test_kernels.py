@@ -192,8 +192,14 @@ def test_deterministic_lists_are_in_order(dtype, monkeypatch):
 
     monkeypatch.setattr(deform_conv, "launch", recorded)
     check_conv(dict(dtype=dtype, deform_groups=2, kernel=(2, 2)))
-    ends, positions = seen["ends"].tolist(), seen["list_position"].tolist()
-    lists = [positions[a:b] for a, b in itertools.pairwise(ends)]
+    points = seen["all_points"]
+    ends = seen["ends"].view(points, -1)
+    ends, entries = (ends - ends[:, :1]).tolist(), seen["list_position"].view(points, -1).tolist()
+    lists = [
+        entries[point][start:end]
+        for point in range(points)
+        for start, end in itertools.pairwise(ends[point])
+    ]
     assert max(map(len, lists)) > 2
     # Four lists, of the four corners, each in the order of the positions.
     for entries in lists:

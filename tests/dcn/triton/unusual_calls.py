@@ -1,0 +1,51 @@
+"""Compiles the kernels for unusual arguments, with 32- or 64-bit indices; prints how many.
+
+python tests/dcn/triton/unusual_calls.py int64
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+import torch
+import triton.language as tl
+
+from dcn.triton import deform_conv, deform_roi_pool
+from tools.benchmarks.kernels import compile_call, recorded
+
+# C_in, C_out, size, kernel, groups, deform groups, stride: one of everything, which Triton makes
+# constants of; groups of unlike sizes; depthwise.
+CONVS = [(1, 1, 1, 1, 1, 1, 1), (6, 4, 9, 3, 2, 3, 2), (32, 32, 16, 3, 32, 1, 1)]
+
+
+def tensor(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, device="meta", dtype=torch.bfloat16)
+
+
+def main(index: str) -> None:
+    for module in (deform_conv, deform_roi_pool):
+        module.index_dtype = lambda *tensors: getattr(tl, index)
+    calls = []
+    for c_in, c_out, size, kernel, groups, deform_groups, stride in CONVS:
+        torch.use_deterministic_algorithms(groups == 2)
+        out, points = (size - 1) // stride + 1, deform_groups * kernel**2
+        x, grad = tensor(1, c_in, size, size), tensor(1, c_out, out, out)
+        offset, mask = tensor(1, 2 * points, out, out), tensor(1, points, out, out)
+        weight = tensor(c_out, c_in // groups, kernel, kernel)
+        mask = mask if c_in > 1 else None
+        geometry = ([stride] * 2, [kernel // 2] * 2, [1, 1])
+        calls += recorded("", deform_conv.forward, x, offset, weight, None, mask, *geometry)
+        calls += recorded("", deform_conv.backward, grad, x, offset, weight, mask, *geometry)
+    torch.use_deterministic_algorithms(False)
+    x, rois, grad = tensor(1, 1, 5, 5), torch.empty(1, 5, device="meta"), tensor(1, 1, 1, 1)
+    pooling = (rois, tensor(1, 2, 1, 1), tensor(1, 1, 1, 1), [1, 1], 1.0, 1, 0.1)
+    calls += recorded("", deform_roi_pool.forward, x, *pooling)
+    calls += recorded("", deform_roi_pool.backward, grad, x, *pooling)
+    for call in calls:
+        compile_call(call, call.configs[0], 90)
+    print(len(calls))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
