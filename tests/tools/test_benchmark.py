@@ -1,6 +1,7 @@
 """tools/benchmark.py on shapes so small that only its form counts."""
 
 import json
+import math
 from dataclasses import replace
 
 import matplotlib.image
@@ -80,6 +81,8 @@ def test_difference_is_relative_to_each_tensor():
     expected = [torch.tensor([100.0, 1.0]), torch.tensor([0.5]), None]
     actual = [torch.tensor([101.0, 1.0]), torch.tensor([0.5]), None]
     assert measure.largest_difference(actual, expected) == pytest.approx(0.01)
+    actual[0][1] = torch.nan
+    assert math.isnan(measure.largest_difference(actual, expected))
 
 
 def test_bars_say_what_is_missed():

@@ -55,53 +55,57 @@ def build_pair(ours: str, theirs: str) -> tuple[nn.Module, nn.Module]:
     return own.to(memory_format=torch.channels_last), other
 
 
-def batch() -> dict:
+def batch(height: int, width: int) -> dict:
     """Random images with random boxes, the same every time."""
     gen = torch.Generator().manual_seed(0)
-    samples = []
+    size, samples = (height, width), []
     for _ in range(BATCH):
-        size = (HEIGHT, WIDTH)
         sample = DetDataSample(
             metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0), img_id=0)
         )
-        corner = torch.rand(BOXES, 2, generator=gen) * torch.tensor([WIDTH, HEIGHT]) * 0.7
+        corner = torch.rand(BOXES, 2, generator=gen) * torch.tensor([width, height]) * 0.7
         extent = torch.rand(BOXES, 2, generator=gen) * 70 + 16
-        end = torch.minimum(corner + extent, torch.tensor([WIDTH, HEIGHT]) - 1.0)
+        end = torch.minimum(corner + extent, torch.tensor([width, height]) - 1.0)
         sample.gt_instances = InstanceData(
             bboxes=torch.cat((corner, end), 1),
             labels=torch.randint(0, 80, (BOXES,), generator=gen),
         )
         samples.append(sample)
-    images = [
-        torch.randint(0, 256, (3, HEIGHT, WIDTH), generator=gen, dtype=torch.uint8) for _ in samples
-    ]
+    images = [torch.randint(0, 256, (3, *size), generator=gen, dtype=torch.uint8) for _ in samples]
     return dict(inputs=images, data_samples=samples)
 
 
-def losses(model: nn.Module) -> dict[str, Tensor]:
+def losses(model: nn.Module, data: dict) -> dict[str, Tensor]:
     torch.manual_seed(0)  # the samplers draw at random
     model.train()
-    data = model.data_preprocessor(batch(), training=True)
-    terms = model(**data, mode="loss")
+    terms = model(**model.data_preprocessor(data, training=True), mode="loss")
     return {name: sum(v) if isinstance(v, list) else v for name, v in terms.items()}
 
 
-def training_step(model: nn.Module) -> Callable[[], tuple]:
+def autocast(model: nn.Module, amp: bool) -> torch.autocast:
+    """To bfloat16, where the model is."""
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, torch.bfloat16, enabled=amp)
+
+
+def training_step(model: nn.Module, data: dict, amp: bool = False) -> Callable[[], tuple]:
     # A rate of zero, so that every step is the same work on the same weights.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
 
     def step() -> tuple:
         optimizer.zero_grad()
-        sum(v for name, v in losses(model).items() if "loss" in name).backward()
+        with autocast(model, amp):
+            terms = losses(model, data)
+        sum(v for name, v in terms.items() if "loss" in name).backward()
         optimizer.step()
         return ()
 
     return step
 
 
-def watched_step(model: nn.Module) -> Callable[[], tuple]:
+def watched_step(model: nn.Module, data: dict) -> Callable[[], tuple]:
     """A training step in which `OffsetStatisticsHook` measures."""
-    step = training_step(model)
+    step = training_step(model, data)
     runner = SimpleNamespace(
         model=model, iter=0, max_iters=1, visualizer=SimpleNamespace(add_scalars=lambda *_, **__: 0)
     )
@@ -117,32 +121,38 @@ def watched_step(model: nn.Module) -> Callable[[], tuple]:
     return watched
 
 
-def inference(model: nn.Module) -> Callable[[], tuple]:
+def inference(model: nn.Module, data: dict, amp: bool = False) -> Callable[[], tuple]:
     @torch.no_grad()
     def infer() -> tuple:
         model.eval()
-        model(**model.data_preprocessor(batch(), training=False), mode="predict")
+        with autocast(model, amp):
+            model(**model.data_preprocessor(data, training=False), mode="predict")
         return ()
 
     return infer
 
 
-def run(repeats: int) -> dict:
-    """All measurements; progress goes to standard output."""
+def set_up() -> None:
     MMLogger.get_instance("mmengine", log_level="WARNING")
     init_default_scope("mmdet")
+
+
+def run(repeats: int) -> dict:
+    """All measurements; progress goes to standard output."""
+    set_up()
+    data = batch(HEIGHT, WIDTH)
     detectors, difference = {}, 0.0
     for kind, (ours, theirs) in PAIRS.items():
         own, other = build_pair(ours, theirs)
         detectors[f"dcn, {kind}"], detectors[f"mmdet, {kind}"] = own, other
-        expected = losses(other)
-        for name, value in losses(own).items():
+        expected = losses(other, data)
+        for name, value in losses(own, data).items():
             scale = expected[name].abs().item() or 1.0
             difference = max(difference, (value - expected[name]).abs().item() / scale)
     deformable = next(model for name, model in detectors.items() if name.startswith("dcn, md"))
-    steps = {name: training_step(m) for name, m in detectors.items()}
-    train = times({**steps, WATCHED: watched_step(deformable)}, repeats)
-    infer = times({name: inference(m) for name, m in detectors.items()}, repeats)
+    steps = {name: training_step(m, data) for name, m in detectors.items()}
+    train = times({**steps, WATCHED: watched_step(deformable, data)}, repeats)
+    infer = times({name: inference(m, data) for name, m in detectors.items()}, repeats)
     rows = []
     for name, model in detectors.items():
         rows.append(
@@ -152,7 +162,7 @@ def run(repeats: int) -> dict:
                 "inference_s": statistics.median(infer[name]) / 1e3,
                 "train_s_all": [t / 1e3 for t in train[name]],
                 "inference_s_all": [t / 1e3 for t in infer[name]],
-                "train_mb": peak_extra_memory(training_step(model))[0],
+                "train_mb": peak_extra_memory(training_step(model, data))[0],
             }
         )
         print(

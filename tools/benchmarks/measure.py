@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils import collect_env
 
 import dcn
 
@@ -55,14 +56,17 @@ def _status(key: str) -> int:
 
 
 def largest_difference(actual: Iterable[Tensor | None], expected: Iterable[Tensor | None]) -> float:
-    """Largest |difference| of any tensor, as a share of that tensor's largest |value|."""
-    worst = 0.0
+    """Largest |difference| of any tensor, as a share of that tensor's largest |value|.
+
+    Not a number, where any is.
+    """
+    shares = [0.0]
     for a, e in zip(actual, expected, strict=True):
         if a is None or e is None or e.numel() == 0:
             continue
         scale = e.abs().max().item() or 1.0
-        worst = max(worst, (a.to(e.dtype) - e).abs().max().item() / scale)
-    return worst
+        shares.append((a.to(e.dtype) - e).abs().max().item() / scale)
+    return torch.tensor(shares, dtype=torch.float64).max().item()
 
 
 def machine() -> dict:
@@ -72,9 +76,12 @@ def machine() -> dict:
         if line.startswith("model name"):
             cpu = f"{line.split(':')[1].strip()}, {cpu}"
             break
+    gpu = torch.cuda.is_available()
     return {
         "cpu": cpu,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if gpu else None,
+        "cuda": torch.version.cuda if gpu else None,
+        "driver": collect_env.get_nvidia_driver_version(collect_env.run) if gpu else None,
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "dcn_vectors": dcn.cpu.library and dcn.cpu.library.dcn_capability().decode(),
         "threads": torch.get_num_threads(),

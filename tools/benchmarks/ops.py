@@ -59,6 +59,7 @@ VARIANTS = {
 LARGE = Conv("conv3", 128, 400, 672)
 NUM_ROIS = 512
 POOL_MAP = (256, 50, 84)
+GAMMA = 1 / 8
 
 
 class Function:
@@ -69,6 +70,10 @@ class Function:
         self.leaves = {
             name: t.detach().requires_grad_(name != "rois") for name, t in tensors.items()
         }
+
+    def to(self, dtype: torch.dtype) -> "Function":
+        tensors = {name: t.to(dtype) for name, t in self.tensors.items()}
+        return Function(self.op, tensors, self.grad.to(dtype))
 
     def forward(self) -> tuple[Tensor, ...]:
         with torch.no_grad():
@@ -101,7 +106,7 @@ class ConvReference(Function):
 
 class PoolReference(Function):
     def __init__(self, tensors: dict[str, Tensor], grad: Tensor, sampling_ratio: int) -> None:
-        self.geometry = ((7, 7), 1 / 16, sampling_ratio, 0.1)
+        self.geometry = ((7, 7), 1 / 16, sampling_ratio, GAMMA)
         super().__init__(self._op, tensors, grad)
 
     def _op(self, input, rois, offset=None, mask=None) -> Tensor:
@@ -127,17 +132,22 @@ def in_float64(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.double() for name, t in tensors.items()}
 
 
-def between_pixels(offset: Tensor) -> Tensor:
-    """Moved by at most 1/128: to where float32 holds a position exactly, and never on a pixel.
+def between_pixels(offset: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Moved to where `dtype` holds an offset and a position exactly, and never on a pixel.
 
     There the derivative jumps, and a position that is rounded to the other side would be counted
-    as an error.
+    as an error. In float32 that is at most 1/128 away. Of 16 bits, odd eighths below 4 need five,
+    and with a position below 256, which torchvision adds in float16, the eleven that there are.
     """
-    return (offset * 64).round() / 64 + 1 / 128
+    if dtype.itemsize > 2:
+        return (offset * 64).round() / 64 + 1 / 128
+    return ((offset * 4).floor() / 4 + 1 / 8).clamp(-3.875, 3.875)
 
 
-def conv_functions(case: Conv) -> tuple[dict[str, Function], Function]:
-    """The implementations, and the float64 definition.
+def conv_functions(
+    case: Conv, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[dict[str, Function], Function]:
+    """The implementations, and the float64 definition on what `dtype` holds of the inputs.
 
     dcn is given channels-last tensors, torchvision and mmcv contiguous ones, which is what their
     kernels work in; F.conv2d is there in both formats.
@@ -153,12 +163,13 @@ def conv_functions(case: Conv) -> tuple[dict[str, Function], Function]:
     out = F.conv2d(x[:1, :1], weight[:1, :1], **regular).shape[2:]
     tensors = {
         "input": x,
-        "offset": between_pixels(torch.randn(case.batch, 2 * points, *out, generator=gen)),
+        "offset": between_pixels(torch.randn(case.batch, 2 * points, *out, generator=gen), dtype),
         "weight": weight,
         "mask": torch.rand(case.batch, points, *out, generator=gen),
         "bias": bias,
     }
-    grad = torch.randn(case.batch, c, *out, generator=gen)
+    tensors = {name: t.to(device, dtype) for name, t in tensors.items()}
+    grad = torch.randn(case.batch, c, *out, generator=gen).to(device, dtype)
 
     def conv2d(input, weight, bias):
         return F.conv2d(input, weight, bias, groups=case.groups, **regular)
@@ -195,23 +206,35 @@ def conv_functions(case: Conv) -> tuple[dict[str, Function], Function]:
     return functions, ConvReference(pairs, in_float64(tensors), grad.double())
 
 
-def pool_functions(sampling_ratio: int) -> tuple[dict[str, Function], dict[str, Function]]:
-    """The implementations, and the float64 definitions without and with offsets and masks."""
+def pool_functions(
+    sampling_ratio: int, num_rois: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[dict[str, Function], dict[str, Function]]:
+    """The implementations, and the float64 definitions without and with offsets and masks.
+
+    As in `between_pixels`, no sample may be so close to a pixel that rounding decides on which side
+    it is, nor a bin's size to where it gets one more sample. So bins are odd eighths of a pixel of
+    the map, offsets move them by multiples of 1/512, and corners are 1/1024 off that: also with
+    three samples a bin, all are at least 1/3072 away from any pixel.
+    """
     gen = torch.Generator().manual_seed(0)
     x = torch.randn(1, *POOL_MAP, generator=gen)
-    corner = torch.rand(NUM_ROIS, 2, generator=gen) * torch.tensor([1000.0, 600.0])
-    size = torch.rand(NUM_ROIS, 2, generator=gen) * 300 + 32
-    rois = torch.cat((torch.zeros(NUM_ROIS, 1), corner, corner + size), 1)
-    plain = {"input": x, "rois": rois}
-    deformed = plain | {
-        "offset": torch.randn(NUM_ROIS, 2, 7, 7, generator=gen),
-        "mask": torch.rand(NUM_ROIS, 1, 7, 7, generator=gen),
-    }
-    grad = torch.randn(NUM_ROIS, POOL_MAP[0], 7, 7, generator=gen)
+    corner = torch.rand(num_rois, 2, generator=gen) * torch.tensor([1000.0, 600.0])
+    corner = corner.round() + 1 / 64
+    size = (torch.rand(num_rois, 2, generator=gen) * 11 + 1).floor() * 28 + 14
+    rois = torch.cat((torch.zeros(num_rois, 1), corner, corner + size), 1).to(device)
+    offset = (torch.randn(num_rois, 2, 7, 7, generator=gen) * 8).round() / 8
+    mask = torch.rand(num_rois, 1, 7, 7, generator=gen)
+    plain = {"input": x.to(device, dtype), "rois": rois}
+    deformed = plain | {"offset": offset.to(device, dtype), "mask": mask.to(device, dtype)}
+    grad = torch.randn(num_rois, POOL_MAP[0], 7, 7, generator=gen).to(device, dtype)
 
     def pool(**tensors):
         return dcn.deform_roi_pool(
-            **tensors, output_size=7, spatial_scale=1 / 16, sampling_ratio=sampling_ratio
+            **tensors,
+            output_size=7,
+            spatial_scale=1 / 16,
+            sampling_ratio=sampling_ratio,
+            gamma=GAMMA,
         )
 
     def torchvision_align(input, rois):
@@ -275,7 +298,7 @@ def measure_conv(case: Conv, title: str, repeats: int) -> dict:
 
 def measure_pool(sampling_ratio: int, title: str, repeats: int) -> dict:
     print(f"deform_roi_pool, {title}", flush=True)
-    functions, exact = pool_functions(sampling_ratio)
+    functions, exact = pool_functions(sampling_ratio, NUM_ROIS)
     expected = {kind: function.both() for kind, function in exact.items()}
     wanted = {
         name: expected["deformed" if "offset" in function.tensors else "plain"]
@@ -323,9 +346,7 @@ def measure_memory() -> list[dict]:
         "F.conv2d, channels-last": functions["F.conv2d (NHWC)"],
         "dcn, channels-last": own,
         "dcn, contiguous": Function(own.op, functions["torchvision"].tensors, own.grad),
-        "dcn, channels-last, bfloat16": Function(
-            own.op, {name: t.bfloat16() for name, t in own.tensors.items()}, own.grad.bfloat16()
-        ),
+        "dcn, channels-last, bfloat16": own.to(torch.bfloat16),
     }
     rows = []
     for name, function in functions.items():
@@ -348,7 +369,7 @@ def measure_threads(threads: int, repeats: int) -> list[dict]:
         return []
     rows = []
     cases = {f"deform_conv2d, {case.name}": conv_functions(case)[0]["dcn"] for case in CONVS}
-    cases["deform_roi_pool"] = pool_functions(2)[0]["dcn"]
+    cases["deform_roi_pool"] = pool_functions(2, NUM_ROIS)[0]["dcn"]
 
     def on(count: int, function: Callable) -> Callable:
         def call() -> None:

@@ -197,16 +197,23 @@ def _span(values: list[float]) -> str:
 
 
 def bar_lines(bars: list[tuple]) -> list[str]:
-    """(what, ≤ or ≥, bar, goal or None, measured, unit) as a table."""
+    """(what, ≤ or ≥, bar, goal or None, measured, unit) as a table.
+
+    Instead of a figure, measured may be the name of what failed, or None.
+    """
     lines = ["| | bar | goal | measured | |", "|---|---|---|---|---|"]
     for what, symbol, bar, goal, value, unit in bars:
-        verdict = "met" if _meets(symbol, value, bar) else "missed"
-        if goal is not None and _meets(symbol, value, goal):
-            verdict = "goal met"
         goal_cell = "" if goal is None else f"{symbol} {goal}{unit}"
-        lines.append(
-            f"| {what} | {symbol} {bar}{unit} | {goal_cell} | {value:.2f}{unit} | {verdict} |"
-        )
+        if value is None:
+            measured, verdict = "–", "–"
+        elif isinstance(value, str):
+            measured, verdict = value, "failed"
+        else:
+            measured = f"{value:.2f}{unit}"
+            verdict = "met" if _meets(symbol, value, bar) else "missed"
+            if goal is not None and _meets(symbol, value, goal):
+                verdict = "goal met"
+        lines.append(f"| {what} | {symbol} {bar}{unit} | {goal_cell} | {measured} | {verdict} |")
     return lines
 
 

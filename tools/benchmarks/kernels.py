@@ -1,0 +1,240 @@
+"""What the Triton kernels compile to, ahead of time: no GPU is needed.
+
+They are compiled for the arguments that a call of the operators gives them, as Triton would at that
+call, and the machine code is looked at.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from dcn.triton import deform_conv, deform_roi_pool
+
+# Compute capability: bytes of shared memory of a multiprocessor and of one program, and warps.
+GPUS = {80: (164 * 1024, 163 * 1024, 64), 90: (228 * 1024, 227 * 1024, 64)}
+# Name, type, and how it is multiplied.
+TYPES = {
+    "bfloat16": (torch.bfloat16, "ieee"),
+    "float32 (TF32)": (torch.float32, "tf32"),
+    "float16": (torch.float16, "ieee"),
+    "float32": (torch.float32, "tf32x3"),
+    "float64": (torch.float64, "ieee"),
+}
+# In these every tile size is compiled, in the others the fixed one.
+TRAINED_IN = ("bfloat16", "float32 (TF32)")
+_POINTERS = {
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kernel and what it is called with."""
+
+    name: str
+    kernel: triton.runtime.KernelInterface
+    arguments: dict
+
+    @property
+    def configs(self) -> list[triton.Config | None]:
+        return getattr(self.kernel, "configs", [None])
+
+
+def calls(dtype: torch.dtype) -> list[Call]:
+    """All kernels, as ResNet-50's conv4 and 512 RoIs on its output call them."""
+
+    def tensor(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    x = tensor(1, 256, 50, 84).contiguous(memory_format=torch.channels_last)
+    offset, mask, weight = tensor(1, 18, 50, 84), tensor(1, 9, 50, 84), tensor(256, 256, 3, 3)
+    geometry = ([1, 1], [1, 1], [1, 1])
+    conv = (x, offset, weight, tensor(256), mask, *geometry)
+    conv_backward = (x, x, offset, weight, mask, *geometry)
+    rois = torch.empty(512, 5, device="meta", dtype=torch.promote_types(dtype, torch.float32))
+    pool_geometry = ([7, 7], 1 / 16, 0, 0.1)
+    deformed = (x, rois, tensor(512, 2, 7, 7), tensor(512, 1, 7, 7), *pool_geometry)
+    plain = (x, rois, None, None, *pool_geometry)
+    grad = tensor(512, 256, 7, 7)
+    pool = "deform_roi_pool {}"
+    return [
+        *recorded("deform_conv2d {}", deform_conv.forward, *conv),
+        *recorded("deform_conv2d {}", deform_conv.backward, *conv_backward),
+        *recorded(pool, deform_roi_pool.forward, *deformed),
+        *recorded(pool, deform_roi_pool.backward, grad, *deformed),
+        *recorded(f"{pool}, plain", deform_roi_pool.forward, *plain),
+        *recorded(f"{pool}, plain", deform_roi_pool.backward, grad, *plain),
+    ]
+
+
+def recorded(name: str, function: Callable, *arguments) -> list[Call]:
+    """The kernels that a function of dcn.triton would launch, instead of launching them."""
+    found = []
+
+    def record(kernel, grid, arguments, **more):
+        jit = getattr(kernel, "fn", kernel)
+        title = name.format(jit.__name__.removesuffix("_kernel"))
+        if more.get("FILL") is False:
+            title += ", counting"
+        found.append(Call(title, kernel, arguments | more))
+
+    module = sys.modules[function.__module__]
+    with mock.patch.multiple(module, launch=record, run=record, create=True):
+        function(*arguments)
+    return found
+
+
+def compile_call(call: Call, config: triton.Config | None, capability: int) -> dict:
+    """Registers, spilled bytes a thread, shared memory and what the machine code uses."""
+    jit = call.kernel if config is None else call.kernel.fn
+    constants = {} if config is None else config.kwargs
+    signature, constexprs, attributes = {}, {}, {}
+
+    def describe(place: tuple[int, ...], value, specialized: bool) -> str:
+        if isinstance(value, torch.Tensor):
+            attributes[place] = [["tt.divisibility", 16]]
+            return _POINTERS[value.dtype]
+        if value is None or (specialized and value == 1):
+            constexprs[place] = value
+            return "constexpr"
+        if specialized and value % 16 == 0:
+            attributes[place] = [["tt.divisibility", 16]]
+        return "i32"
+
+    for i, parameter in enumerate(jit.params):
+        value = {**call.arguments, **constants}.get(parameter.name)
+        if parameter.is_constexpr:
+            constexprs[(i,)] = value
+            kind = "constexpr"
+        elif parameter.annotation_type:
+            kind = parameter.annotation_type
+        elif isinstance(value, tuple):
+            kind = tuple(describe((i, j), item, True) for j, item in enumerate(value))
+        else:
+            kind = describe((i,), value, not parameter.do_not_specialize)
+        signature[parameter.name] = kind
+    options = {}
+    if config is not None:
+        options = dict(num_warps=config.num_warps, num_stages=config.num_stages)
+    compiled = triton.compile(
+        ASTSource(jit, signature, constexprs, attributes),
+        target=GPUTarget("cuda", capability, 32),
+        options=options,
+    )
+    usage, code = _looked_at(compiled.asm["cubin"])
+    registers = int(re.search(r"REG:(\d+)", usage)[1])
+    warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
+    wgmma, mma = (re.search(rf"\s[HDQI]?{name}\.", code) for name in ("GMMA", "MMA"))
+    return {
+        "kernel": call.name,
+        "tile": "" if config is None else "×".join(str(v) for v in config.kwargs.values()),
+        "warps": warps,
+        "stages": compiled.metadata.num_stages,
+        "registers": registers,
+        "spilled": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "shared_kb": shared / 1024,
+        "programs": programs(capability, registers, warps, shared),
+        "tensor_cores": "wgmma" if wgmma else "mma" if mma else "",
+        "wide_loads": len(re.findall(r"(?:LDG|LDGSTS)\.E[.A-Z0-9]*\.128", code)),
+    }
+
+
+def programs(capability: int, registers: int, warps: int, shared: int) -> int:
+    """How many programs a multiprocessor runs at a time; 0: one does not fit."""
+    shared_of_all, shared_of_one, most_warps = GPUS[capability]
+    if shared > shared_of_one:
+        return 0
+    of_registers = 65536 // (warps * 32 * ((registers + 7) // 8 * 8))
+    return min(of_registers, most_warps // warps, shared_of_all // (shared + 1024))
+
+
+def _looked_at(cubin: bytes) -> tuple[str, str]:
+    """Resource usage, and machine code as text, by the tools that Triton brings."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return tuple(
+            subprocess.run(
+                [tool.path, *flags, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for tool, flags in (
+                (triton.knobs.nvidia.cuobjdump, ["-res-usage"]),
+                (triton.knobs.nvidia.nvdisasm, []),
+            )
+        )
+
+
+def run(every_tile: bool = True, types: tuple[str, ...] = tuple(TYPES)) -> list[dict]:
+    """All kernels for those types and all GPUs; progress goes to standard output."""
+    if triton.knobs.runtime.interpret:
+        raise RuntimeError("TRITON_INTERPRET is set: Triton compiles nothing then")
+    rows = []
+    for name in types:
+        dtype, precision = TYPES[name]
+        with mock.patch.object(deform_conv, "dot_precision", return_value=precision):
+            found = calls(dtype)
+        for call in found:
+            fixed = call.configs[-1 if dtype == torch.float64 else 0]
+            for config in call.configs if every_tile and name in TRAINED_IN else [fixed]:
+                for capability in GPUS:
+                    row = compile_call(call, config, capability)
+                    rows.append({"type": name, "capability": capability, **row})
+            print(f"{name}: {call.name}", flush=True)
+    return rows
+
+
+def markdown(result: dict) -> str:
+    return "\n".join(
+        [
+            "# Kernels for the GPU, compiled",
+            "",
+            f"Written by `{result['command']}` on {result['date']}, without a GPU.",
+            f"{', '.join(f'{name} {version}' for name, version in result['versions'].items())}.",
+            "",
+            "Compiled ahead of time for compute capability 8.0 (A100) and 9.0 (H100, H200), for",
+            "the arguments of ResNet-50's conv4 (256×50×84) and of 512 RoIs on its output. In each",
+            "cell the first figure is of 8.0, the second of 9.0. Registers are a thread's, and in",
+            "brackets the bytes it spills; programs are those that fit on a multiprocessor at a",
+            "time; 16-byte loads are instructions in the machine code, copies to shared memory",
+            "included. All tile sizes that are timed are listed, in types that are not trained in",
+            "the fixed one alone.",
+            *(line for name in TYPES for line in _table(name, result["sections"]["kernels"])),
+            "",
+        ]
+    )
+
+
+def _table(name: str, rows: list[dict]) -> list[str]:
+    of_type = [row for row in rows if row["type"] == name]
+    columns = ("", "tile", "warps, stages", "registers", "shared, KB", "programs")
+    columns += ("tensor cores", "16-byte loads")
+    lines = ["", f"## {name}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for pair in zip(of_type[::2], of_type[1::2], strict=True):
+        assert [row["capability"] for row in pair] == list(GPUS)
+        spilled = (f" ({row['spilled']})" if row["spilled"] else "" for row in pair)
+        cells = [
+            pair[0]["kernel"],
+            pair[0]["tile"],
+            f"{pair[0]['warps']}, {pair[0]['stages']}",
+            " / ".join(f"{row['registers']}{s}" for row, s in zip(pair, spilled, strict=True)),
+            " / ".join(f"{row['shared_kb']:.0f}" for row in pair),
+            " / ".join(str(row["programs"]) for row in pair),
+            " / ".join(row["tensor_cores"] or "none" for row in pair),
+            " / ".join(str(row["wide_loads"]) for row in pair),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
