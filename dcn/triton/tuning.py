@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_timed = set()
+# Configurations by kind of call: a call past the autotuner takes less of the host's time.
+_chosen: dict[tuple, triton.Config] = {}
 
 
 def tile(num_warps: int, num_stages: int = 1, **blocks: int) -> triton.Config:
@@ -43,12 +44,17 @@ def launch(
     taken = _taken(kernel, arguments)
     dtypes = [a.dtype for a in taken.values() if isinstance(a, Tensor)]
     kind = (kernel, *(taken[name] for name in kernel.keys), *dtypes)
-    if _may_time(kind):
-        kernel[grid](**taken)
-        _timed.add(kind)
-    else:
-        fixed = kernel.configs[-1 if torch.float64 in dtypes else 0]
-        kernel.fn[grid](**taken, **fixed.all_kwargs())
+    is_float64 = torch.float64 in dtypes
+    config = kernel.configs[-1 if is_float64 else 0]
+    if not (
+        is_float64 or torch.are_deterministic_algorithms_enabled() or triton.knobs.runtime.interpret
+    ):
+        if kind not in _chosen and not torch.cuda.is_current_stream_capturing():
+            kernel[grid](**taken)
+            _chosen[kind] = kernel.best_config
+            return
+        config = _chosen.get(kind, config)
+    kernel.fn[grid](**taken, **config.all_kwargs())
 
 
 def run(kernel: triton.runtime.JITFunction, grid: tuple, arguments: dict, **more) -> None:
@@ -58,14 +64,6 @@ def run(kernel: triton.runtime.JITFunction, grid: tuple, arguments: dict, **more
 
 def _taken(kernel: triton.runtime.KernelInterface, arguments: dict) -> dict:
     return {name: arguments[name] for name in kernel.arg_names if name in arguments}
-
-
-def _may_time(kind: tuple) -> bool:
-    if torch.are_deterministic_algorithms_enabled() or triton.knobs.runtime.interpret:
-        return False
-    if torch.float64 in kind:
-        return False
-    return kind in _timed or not torch.cuda.is_current_stream_capturing()
 
 
 def size_class(count: int) -> int:

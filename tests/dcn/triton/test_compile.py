@@ -16,8 +16,8 @@ print(json.dumps(kernels.run(every_tile=False, types=kernels.TRAINED_IN)))
 """
 
 
-def last_line(*arguments: str) -> str:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+def last_line(*arguments: str, **environment: str) -> str:
+    environment |= {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     run = subprocess.run(
         [sys.executable, *arguments],
         cwd=HERE.parents[2],
@@ -46,3 +46,23 @@ def test_trained_types():
 @pytest.mark.parametrize("index", ["int32", "int64"])
 def test_unusual_arguments(index):
     assert last_line(str(HERE / "unusual_calls.py"), index) == str(3 * 6 + 2)
+
+
+def test_what_is_timed_and_compiled_when(tmp_path):
+    """Once for each kind of call, not for each size of image; and never in the next process."""
+    script = str(HERE / "pretended_gpu.py")
+    first, *others = json.loads(last_line(script, TRITON_CACHE_DIR=str(tmp_path)))
+    conv, pool = first, others[0]
+    assert conv["timed"] == 4 * 6  # four kernels of six tile sizes
+    assert pool["timed"] - conv["timed"] == 2 * 5
+    same_conv, same_pool, larger_conv = others[1:]
+    assert same_conv["loaded"] == same_pool["loaded"] == pool["loaded"]
+    assert same_pool["timed"] == pool["timed"]
+    assert same_conv["launched"] - pool["launched"] == 4 + 2
+    assert same_pool["launched"] - same_conv["launched"] == 2
+    # Another class of sizes is timed anew, with what is compiled already.
+    assert larger_conv["timed"] - same_pool["timed"] == 4 * 6
+    assert larger_conv["loaded"] == pool["loaded"]
+
+    again = json.loads(last_line(script, TRITON_CACHE_DIR=str(tmp_path)))
+    assert again[-1]["timed"] == 0

@@ -358,7 +358,8 @@ class Kernel:
     """Remembers how it was run."""
 
     arg_names, keys = ("x", "n", "BLOCK"), ("n",)
-    configs = tuple(triton.Config({"BLOCK": size}, num_warps=4) for size in (16, 32))
+    configs = tuple(triton.Config({"BLOCK": size}, num_warps=4) for size in (16, 24, 32))
+    best_config = configs[1]
 
     def __init__(self):
         self.runs = []
@@ -386,8 +387,10 @@ def test_what_is_timed(interpret, deterministic, capturing, dtype, expected, mon
     kernel, arguments = Kernel(), dict(x=torch.zeros(1, dtype=dtype), n=3, unused=1)
     tuning.launch(kernel, None, arguments)
     assert kernel.runs == [expected]
-    if expected == "timed":  # what has been timed may be captured
+    if expected == "timed":  # what has been timed may be captured, but is not deterministic
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
         tuning.launch(kernel, None, arguments)
         tuning.launch(kernel, None, arguments | dict(n=4))
-        assert kernel.runs == ["timed", "timed", 16]
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+        tuning.launch(kernel, None, arguments)
+        assert kernel.runs == ["timed", 24, 16, 16]
