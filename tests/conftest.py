@@ -4,19 +4,16 @@
 pytest tests/dcn/test_deform_conv.py tests/dcn/test_deform_roi_pool.py --kernels triton
 """
 
-import importlib.util
 import os
 
 import pytest
 import torch
 
 import dcn
+from tests.dcn.interpreter import mend_bfloat16
 
-if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
-    from tests.dcn.interpreter import mend_bfloat16
-
-    mend_bfloat16()
 
 
 def pytest_addoption(parser):
@@ -26,10 +23,9 @@ def pytest_addoption(parser):
 @pytest.fixture(autouse=True)
 def strict_float32():
     """On a GPU, float32 is not to be multiplied as TF32."""
-    before = torch.backends.cudnn.conv.fp32_precision
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cudnn.allow_tf32 = False
     yield
-    torch.backends.cudnn.conv.fp32_precision = before
+    torch.backends.cudnn.allow_tf32 = True
 
 
 @pytest.fixture
@@ -43,6 +39,7 @@ def kernels(interpreted):
     if not interpreted:
         yield
         return
+    mend_bfloat16()
     library = torch.library.Library("dcn", "IMPL")
     for name in dcn.triton.OPERATORS:
         library.impl(name, dcn.triton.operator(name), "CPU", allow_override=True)

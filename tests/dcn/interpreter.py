@@ -1,10 +1,16 @@
 """What Triton's interpreter does to bfloat16, mended."""
 
+import functools
+
 import torch
 
 
+@functools.cache
 def mend_bfloat16() -> None:
-    """Where it rounds to bfloat16 it cuts bits off, and `dot` multiplies the bits as integers."""
+    """Where it rounds to bfloat16 it cuts bits off, and `dot` multiplies the bits as integers.
+
+    On a GPU, where nothing is interpreted, this changes nothing.
+    """
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("triton", reason="Triton is not installed")
+
 HERE = Path(__file__).parent
 TRAINED_TYPES = """
 import json

@@ -1,17 +1,15 @@
 """The Triton kernels against the definition in float64."""
 
+import importlib
 import itertools
 from collections import defaultdict
 
 import pytest
 import torch
-import triton
-import triton.language as tl
 from hypothesis import HealthCheck, given, settings
 
 import dcn
 from dcn.reference import deform_conv as reference_conv
-from dcn.triton import deform_conv, deform_roi_pool, tuning
 from tests.dcn.definition import (
     assert_conv_is_its_definition,
     assert_pool_is_its_definition,
@@ -20,6 +18,15 @@ from tests.dcn.definition import (
     pool_tensors,
     poolings,
 )
+from tests.dcn.interpreter import mend_bfloat16
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+tl = triton.language
+deform_conv, deform_roi_pool, tuning = (
+    importlib.import_module(f"dcn.triton.{name}")
+    for name in ("deform_conv", "deform_roi_pool", "tuning")
+)
+mend_bfloat16()
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -345,13 +352,26 @@ def test_shapes_are_checked_below_the_public_call_too(change, name):
 
 
 @pytest.mark.parametrize(
-    ("mode", "dtype", "expected"),
-    [("ieee", torch.float32, "tf32x3"), ("tf32", torch.float32, "tf32")]
-    + [(mode, torch.bfloat16, "ieee") for mode in ("ieee", "tf32")],
+    ("tf32", "dtype", "expected"),
+    [
+        (True, torch.float32, "tf32"),
+        (False, torch.float32, "tf32x3"),
+        (True, torch.bfloat16, "ieee"),
+        (False, torch.float64, "ieee"),
+    ],
 )
-def test_float32_is_multiplied_as_convolutions_are(mode, dtype, expected):
-    torch.backends.cudnn.conv.fp32_precision = mode  # strict_float32 puts it back
+def test_float32_is_multiplied_as_convolutions_are(tf32, dtype, expected):
+    torch.backends.cudnn.allow_tf32 = tf32  # strict_float32 puts it back
     assert tuning.dot_precision(torch.zeros(1, dtype=dtype)) == expected
+
+
+def test_the_newer_setting_of_convolutions_counts_too():
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    try:
+        assert tuning.dot_precision(torch.zeros(1)) == "tf32"
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
 
 
 class Kernel:
