@@ -26,9 +26,11 @@ def deform_conv2d(
     zero. The call and its values are those of `torchvision.ops.deform_conv2d`. Let K = kh·kw, and
     G the number of deform groups, which share one offset a kernel point.
 
-    On an NVIDIA GPU tensor cores multiply the samples, rounded to the input's dtype; float32 as
+    On an NVIDIA GPU tensor cores multiply the samples and, for the input's gradient, sums of the
+    output's, both rounded to the input's dtype (a float16 has to hold them); float32 as
     `torch.backends.cudnn` says of convolutions, by default in TF32. The same bits every time take
-    `torch.use_deterministic_algorithms(True)`.
+    `torch.use_deterministic_algorithms(True)`. Its backward pass takes less than 2^29 positions
+    N·H_out·W_out.
 
     Args:
         input: [N, C_in, H, W], float64, float32, float16 or bfloat16.

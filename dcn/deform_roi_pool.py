@@ -30,8 +30,9 @@ def deform_roi_pool(
     those further out zero, and so does one that is not finite. The values are those of
     `mmcv.ops.deform_roi_pool`, and of `torchvision.ops.roi_align(aligned=True)`.
 
-    On an NVIDIA GPU the gradient of the input is summed in any order, and under
-    `torch.use_deterministic_algorithms(True)` by the slower definition in plain PyTorch.
+    On an NVIDIA GPU the gradient of the input is summed in any order. Under
+    `torch.use_deterministic_algorithms(True)` the definition in plain PyTorch computes the
+    gradients: slower, and it waits for the GPU, so that no CUDA graph can capture it.
 
     Args:
         input: [N, C, H, W], float64, float32, float16 or bfloat16.
@@ -54,7 +55,7 @@ def deform_roi_pool(
         ValueError: shapes or devices that do not fit together, an empty output_size, a
             spatial_scale or sampling_ratio out of range, or a batch index that names no image. On
             an NVIDIA GPU, where a look at the indices would have to wait for it, such an RoI pools
-            NaN instead.
+            NaN instead (and its deterministic backward pass raises).
 
     Example:
         >>> features, rois = torch.rand(1, 8, 10, 10), torch.tensor([[0, 2.0, 2.0, 30.0, 20.0]])

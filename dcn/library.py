@@ -126,7 +126,7 @@ def check_conv(
     n, c_in = input.shape[:2]
     c_out, group_in, kh, kw = weight.shape
     groups, deform_groups = c_in // max(group_in, 1), offset.shape[1] // max(2 * kh * kw, 1)
-    if min(groups, deform_groups) < 1 or c_in % deform_groups or c_out % groups:
+    if min(groups, deform_groups, c_out) < 1 or c_in % deform_groups or c_out % groups:
         raise ValueError(
             f"{c_in} channels do not fit weight {tuple(weight.shape)}, offset {tuple(offset.shape)}"
         )

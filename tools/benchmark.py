@@ -1,5 +1,8 @@
 #!/usr/bin/env python
-"""Measure operators or detectors beside others: tools/benchmark.py ops|detector --device cpu."""
+"""Measure operators or detectors beside others: tools/benchmark.py ops|detector --device cpu|cuda.
+
+And what the kernels for the GPU compile to, without one: tools/benchmark.py kernels.
+"""
 
 import argparse
 import datetime

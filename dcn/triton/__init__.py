@@ -3,8 +3,10 @@
 Triton compiles them when they are first called, and is imported no earlier.
 """
 
+import functools
 import importlib
 import importlib.util
+import subprocess
 import warnings
 from collections.abc import Callable
 
@@ -24,12 +26,30 @@ def operator(name: str) -> Callable:
     module, function = OPERATORS[name]
 
     def call(*args):
-        implementation = getattr(importlib.import_module(f"{__name__}.{module}"), function)
         # Triton launches on the current device.
         with torch.cuda.device_of(args[0]):
-            return implementation(*args)
+            package = __name__ if not args[0].is_cuda or launches() else "dcn.reference"
+            return getattr(importlib.import_module(f"{package}.{module}"), function)(*args)
 
     return call
+
+
+@functools.cache
+def launches() -> bool:
+    """Whether Triton can launch kernels: a C compiler builds what it launches them with, once."""
+    from triton.runtime import driver
+
+    try:
+        driver.active.get_current_device()
+    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        warnings.warn(
+            f"dcn: Triton cannot launch kernels here ({error}), so its operators run on the GPU in "
+            "plain PyTorch, slower. Triton needs a C compiler and Python's headers (Debian, "
+            "Ubuntu: apt install gcc python3-dev)",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 if importlib.util.find_spec("triton") is not None and torch.version.hip is None:

@@ -6,7 +6,8 @@ Forward, a program gathers a tile of samples into registers and multiplies it wi
 weight; there are no columns in memory. The gradients of offsets, masks and weight gather the same
 samples again. That of the input is a gather as well, not a scatter: for every pixel and kernel
 point there is a list of the positions that read it, and their gradients, summed over the list, are
-a row of one more implicit GEMM. So no two programs write to the same place.
+a row of one more implicit GEMM. So no two programs write to the same place of a gradient; a program
+takes as long as its longest list.
 
 Maps are channels-last; sums are taken in float32 (float64 for float64). Channels are worked on in
 spans, the longest runs that lie within one group and one deform group.
@@ -327,6 +328,22 @@ def list_samples_kernel(
                 tl.store(lists + sample, tl.where(reads, key, row + pixels), mask=valid)
 
 
+@triton.jit
+def list_entry(lists, i, length, c_out, INDEX: tl.constexpr):
+    """Entry i of lists: whether there is one, where the position's row starts, its weight."""
+    there = i < length
+    m = tl.load(lists[0] + i, mask=there, other=0)
+    return there, m.to(INDEX) * c_out, tl.load(lists[1] + i, mask=there, other=0.0)
+
+
+@triton.jit
+def weighted_rows(grad, entry, co, co_valid, ACC: tl.constexpr):
+    there, row, weight = entry
+    mask = there[:, None] & co_valid[None, :]
+    values = tl.load(grad + row[:, None] + co[None, :], mask=mask, other=0.0)
+    return values.to(ACC) * weight[:, None]
+
+
 @tuned(
     tile(8, 1, BLOCK_M=64, BLOCK_N=128, BLOCK_K=32),
     tile(8, 1, BLOCK_M=64, BLOCK_N=128, BLOCK_K=64),
@@ -367,25 +384,24 @@ def grad_input_kernel(
         length = tl.load(row + first_pixel + rows + 1, mask=valid, other=0) - start
         longest = tl.max(length, 0)
         start -= tl.load(row)
-        positions_of_point = list_position + point.to(INDEX) * 4 * positions
-        weights_of_point = list_weight + point.to(INDEX) * 4 * positions
+        first_entry = point.to(INDEX) * 4 * positions + start
+        lists = (list_position + first_entry, list_weight + first_entry)
+        # Few lists are longer than that: these entries stay in registers for all channels.
+        kept: tl.constexpr = 6
+        entries = ()
+        for i in tl.static_range(kept):
+            entries = entries + (list_entry(lists, i, length, c_out, INDEX),)  # noqa: RUF005
         for o in range(0, group_out, BLOCK_K):
             co = o + tl.arange(0, BLOCK_K)
             co_valid = co < group_out
             co += group * group_out
             total = tl.zeros((BLOCK_M, BLOCK_K), ACC)
-            # Four at a time, which is the mean length, so that their loads overlap.
-            for j in range(0, longest, 4):
+            for i in tl.static_range(kept):
+                total += weighted_rows(grad, entries[i], co, co_valid, ACC)
+            for j in range(kept, longest, 4):
                 for i in tl.static_range(4):
-                    there = j + i < length
-                    m = tl.load(positions_of_point + start + j + i, mask=there, other=0)
-                    scale = tl.load(weights_of_point + start + j + i, mask=there, other=0.0)
-                    g = tl.load(
-                        grad + (m.to(INDEX) * c_out)[:, None] + co[None, :],
-                        mask=there[:, None] & co_valid[None, :],
-                        other=0.0,
-                    )
-                    total += g.to(ACC) * scale[:, None]
+                    entry = list_entry(lists, j + i, length, c_out, INDEX)
+                    total += weighted_rows(grad, entry, co, co_valid, ACC)
             w_k = tl.load(
                 weight + (co * points + k)[:, None] * group_in + (ci - group * group_in)[None, :],
                 mask=co_valid[:, None] & ci_valid[None, :],
@@ -403,6 +419,8 @@ def grad_input_kernel(
 
 # A split of the weight gradient's sum is of at least as many positions.
 MIN_CHUNK = 2048
+# Positions that a program of list_samples_kernel takes.
+LIST_BLOCK = 256
 
 
 def forward(
@@ -423,7 +441,8 @@ def forward(
     if bias is not None:
         check_shape("bias", bias, (weight.shape[0],))
     if out.numel() > 0:
-        a |= dict(bias=bias, BIASED=bias is not None, out=out)
+        a |= dict(bias=None if bias is None else bias.contiguous(), out=out)
+        a["BIASED"] = bias is not None
         groups = a["c_out"] // a["group_out"]
 
         def grid(block):
@@ -449,7 +468,7 @@ def backward(
     grad_offset = torch.empty_like(offset)
     grad_mask = grad.new_empty(0) if mask is None else torch.empty_like(mask)
     if grad.numel() == 0:
-        return torch.empty_like(input), grad_offset, torch.zeros_like(weight), grad_mask
+        return tuple(map(torch.zeros_like, (input, offset, weight, grad_mask)))
     a["grad"] = grad.to(input.dtype).contiguous(memory_format=torch.channels_last)
     a |= dict(grad_offset=grad_offset, grad_mask=grad_mask)
     a |= _strides("grad_offset", grad_offset)
@@ -506,16 +525,15 @@ def _grad_input(a: dict) -> Tensor:
         list_weight=x.new_empty(entries, dtype=compute_dtype(x)),
         **dict.fromkeys(("ends", "lists", "slots")),
     )
-    block = 256
-    grid = (triton.cdiv(positions, block) * all_points,)
+    grid = (triton.cdiv(positions, LIST_BLOCK) * all_points,)
     if a["SORTED"]:
         a["lists"] = torch.empty(entries, dtype=torch.int64, device=x.device)
-    run(list_samples_kernel, grid, a, FILL=False, BLOCK_M=block)
+    run(list_samples_kernel, grid, a, FILL=False, BLOCK_M=LIST_BLOCK)
     # Only differences within a kernel point are used, so that it may overflow.
     a["ends"] = counts.cumsum(0, dtype=torch.int32)
     if a["SORTED"]:
         a["slots"] = a["lists"].argsort(stable=True).argsort()
-    run(list_samples_kernel, grid, a, FILL=True, BLOCK_M=block)
+    run(list_samples_kernel, grid, a, FILL=True, BLOCK_M=LIST_BLOCK)
 
     a["grad_input"] = x.new_empty(pixels, a["c_in"])
 
@@ -542,7 +560,7 @@ def _arguments(
     n, c_in, h, w = input.shape
     c_out, group_in, kernel_h, kernel_w = weight.shape
     out_h, out_w = output.shape[2:]
-    index = index_dtype(input, offset, output)
+    index = index_dtype(input, offset, mask, output)
     return dict(
         x=input.contiguous(memory_format=torch.channels_last),
         offset=offset,

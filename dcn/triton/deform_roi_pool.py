@@ -22,9 +22,18 @@ _jit = triton.jit(do_not_specialize=["size_class", "images", "h", "w", "sampling
 
 
 @triton.jit
+def _divide(a, b):
+    """As IEEE rounds. Triton's own division of float32 is not exact: 21 / 7 has a ceiling of 4."""
+    if a.dtype == tl.float32:
+        return tl.div_rn(a, tl.cast(b, tl.float32))
+    else:
+        return a / b
+
+
+@triton.jit
 def _position(i, samples, start, bins, extent, shift):
     """Of sample i of the bins along an axis, in pixels of the map."""
-    return start + (bins + tl.cast(i + 0.5, bins.dtype) / samples) * extent + shift
+    return start + (bins + _divide(tl.cast(i + 0.5, bins.dtype), samples)) * extent + shift
 
 
 @triton.jit
@@ -90,8 +99,8 @@ def _roi(
         delta = offset + roi * 2 * bins + bin
         shift_x += tl.load(delta, mask=valid, other=0.0).to(ACC) * reach_x
         shift_y += tl.load(delta + bins, mask=valid, other=0.0).to(ACC) * reach_y
-    along_y = (y1, bins_y, height / pooled_h, shift_y)
-    along_x = (x1, bins_x, width / pooled_w, shift_x)
+    along_y = (y1, bins_y, _divide(height, pooled_h), shift_y)
+    along_x = (x1, bins_x, _divide(width, pooled_w), shift_x)
     known = (image >= 0) & (image < images)
     return tl.where(known, image, 0.0), known, along_y, along_x, (reach_y, reach_x)
 
@@ -139,7 +148,7 @@ def forward_kernel(
                 other=0.0,
             )
             total += values.to(ACC) * weight[:, None]
-    scale = 1 / tl.maximum(axis_y[0] * axis_x[0], 1).to(ACC) + tl.zeros((BLOCK_BINS,), ACC)
+    scale = _divide(tl.full((BLOCK_BINS,), 1.0, ACC), tl.maximum(axis_y[0] * axis_x[0], 1))
     if MODULATED:
         scale *= tl.load(mask + roi * bins + bin, mask=valid, other=0.0).to(ACC)
     total = tl.where(known, total * scale[:, None], float("nan"))
@@ -181,7 +190,7 @@ def backward_kernel(
     )  # fmt: skip
     axis_y = _axis(*along_y, h, sampling_ratio)
     axis_x = _axis(*along_x, w, sampling_ratio)
-    share = 1 / tl.maximum(axis_y[0] * axis_x[0], 1).to(ACC)
+    share = _divide(tl.cast(1.0, ACC), tl.maximum(axis_y[0] * axis_x[0], 1))
     scale = tl.full((BLOCK_BINS,), 1.0, ACC)
     if MODULATED:
         scale = tl.load(mask + roi * bins + bin, mask=valid, other=0.0).to(ACC)
@@ -328,5 +337,5 @@ def _arguments(
         SHIFTED=offset is not None,
         MODULATED=mask is not None,
         ACC=tl.float64 if input.dtype == torch.float64 else tl.float32,
-        INDEX=index_dtype(input, output),
+        INDEX=index_dtype(input, output, rois, offset, mask),
     )

@@ -4,6 +4,7 @@ They are timed once for each kind of call, by Triton's autotuner, which keeps wh
 Triton's cache on disk.
 """
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 
 # Configurations by kind of call: a call past the autotuner takes less of the host's time.
 _chosen: dict[tuple, triton.Config] = {}
+# An autotuner keeps what it works on in itself.
+_timing = threading.Lock()
 
 
 def tile(num_warps: int, num_stages: int = 1, **blocks: int) -> triton.Config:
@@ -50,8 +53,9 @@ def launch(
         is_float64 or torch.are_deterministic_algorithms_enabled() or triton.knobs.runtime.interpret
     ):
         if kind not in _chosen and not torch.cuda.is_current_stream_capturing():
-            kernel[grid](**taken)
-            _chosen[kind] = kernel.best_config
+            with _timing:
+                kernel[grid](**taken)
+                _chosen[kind] = kernel.best_config
             return
         config = _chosen.get(kind, config)
     kernel.fn[grid](**taken, **config.all_kwargs())
@@ -71,9 +75,14 @@ def size_class(count: int) -> int:
     return triton.next_power_of_2(count)
 
 
-def index_dtype(*tensors: Tensor) -> tl.dtype:
-    """What numbers the elements of the largest tensor."""
-    return tl.int32 if max(t.numel() for t in tensors) < 2**31 else tl.int64
+def index_dtype(*tensors: Tensor | None) -> tl.dtype:
+    """What numbers the elements of all of them, those between a slice's included."""
+    extents = (
+        1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+        for t in tensors
+        if t is not None
+    )
+    return tl.int32 if max(extents) < 2**31 else tl.int64
 
 
 def dot_precision(tensor: Tensor) -> str:

@@ -98,8 +98,10 @@ def recorded(name: str, function: Callable, *arguments) -> list[Call]:
     return found
 
 
-def compile_call(call: Call, config: triton.Config | None, capability: int) -> dict:
-    """Registers, spilled bytes a thread, shared memory and what the machine code uses."""
+def compile_call(
+    call: Call, config: triton.Config | None, capability: int
+) -> triton.compiler.CompiledKernel:
+    """As Triton would at that call."""
     jit = call.kernel if config is None else call.kernel.fn
     constants = {} if config is None else config.kwargs
     signature, constexprs, attributes = {}, {}, {}
@@ -130,12 +132,17 @@ def compile_call(call: Call, config: triton.Config | None, capability: int) -> d
     options = {}
     if config is not None:
         options = dict(num_warps=config.num_warps, num_stages=config.num_stages)
-    compiled = triton.compile(
+    return triton.compile(
         ASTSource(jit, signature, constexprs, attributes),
         target=GPUTarget("cuda", capability, 32),
         options=options,
     )
-    usage, code = _looked_at(compiled.asm["cubin"])
+
+
+def looked_at(call: Call, config: triton.Config | None, capability: int) -> dict:
+    """Registers, bytes a thread spills, shared memory and what the machine code uses."""
+    compiled = compile_call(call, config, capability)
+    usage, code = _disassembled(compiled.asm["cubin"])
     registers = int(re.search(r"REG:(\d+)", usage)[1])
     warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
     wgmma, mma = (re.search(rf"\s[HDQI]?{name}\.", code) for name in ("GMMA", "MMA"))
@@ -145,7 +152,7 @@ def compile_call(call: Call, config: triton.Config | None, capability: int) -> d
         "warps": warps,
         "stages": compiled.metadata.num_stages,
         "registers": registers,
-        "spilled": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "spilled": int(re.search(r"STACK:(\d+)", usage)[1]),  # nothing else is on the stack
         "shared_kb": shared / 1024,
         "programs": programs(capability, registers, warps, shared),
         "tensor_cores": "wgmma" if wgmma else "mma" if mma else "",
@@ -162,7 +169,7 @@ def programs(capability: int, registers: int, warps: int, shared: int) -> int:
     return min(of_registers, most_warps // warps, shared_of_all // (shared + 1024))
 
 
-def _looked_at(cubin: bytes) -> tuple[str, str]:
+def _disassembled(cubin: bytes) -> tuple[str, str]:
     """Resource usage, and machine code as text, by the tools that Triton brings."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -191,7 +198,7 @@ def run(every_tile: bool = True, types: tuple[str, ...] = tuple(TYPES)) -> list[
             fixed = call.configs[-1 if dtype == torch.float64 else 0]
             for config in call.configs if every_tile and name in TRAINED_IN else [fixed]:
                 for capability in GPUS:
-                    row = compile_call(call, config, capability)
+                    row = looked_at(call, config, capability)
                     rows.append({"type": name, "capability": capability, **row})
             print(f"{name}: {call.name}", flush=True)
     return rows

@@ -48,7 +48,7 @@ def times(functions: dict[str, Callable], repeats: int) -> dict[str, Timing]:
     The GPU sleeps until a call is enqueued as a whole, so that its time is the GPU's and not
     Python's.
     """
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=DEVICE)
+    flush = torch.zeros(FLUSH_BYTES, dtype=torch.uint8, device=DEVICE)
     result = {name: Timing([], [], []) for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
@@ -56,7 +56,7 @@ def times(functions: dict[str, Callable], repeats: int) -> dict[str, Timing]:
             end = torch.cuda.Event(enable_timing=True)
             torch.cuda.synchronize()
             torch.cuda._sleep(SLEEP_CYCLES)
-            flush.zero_()
+            flush.sum()  # read, as what is written would still be on its way out
             start.record()
             called = time.perf_counter()
             function()

@@ -123,7 +123,7 @@ def ops_bars(sections: dict) -> list[tuple]:
             *("≥", 1.5, 3, faster(pool), "×"),
         ),
         (
-            "deform_conv2d, peak extra memory against torchvision",
+            "deform_conv2d, peak extra memory against torchvision (for bfloat16: in float32)",
             *("≤", 0.5, 0.3, worst(max, ratios(conv, KINDS, "mb", "dcn", "torchvision")), "×"),
         ),
     ]

@@ -41,13 +41,14 @@ def test_trained_types():
         multiplies = row["kernel"].startswith("deform_conv2d") and "list" not in row["kernel"]
         expected = {80: "mma", 90: "wgmma"}[row["capability"]] if multiplies else ""
         assert row["tensor_cores"] == expected, row
-        if multiplies or row["kernel"] == "deform_roi_pool forward":
-            assert row["wide_loads"] > 0, row
+        # Of the four corners, or of a list's six first entries; and of the weight.
+        least = {"forward": 8, "grad_offset": 10, "grad_weight": 8, "grad_input": 8}
+        wide = least[row["kernel"].split()[1]] if multiplies else row["kernel"].endswith("forward")
+        assert row["wide_loads"] >= wide, row
 
 
-@pytest.mark.parametrize("index", ["int32", "int64"])
-def test_unusual_arguments(index):
-    assert last_line(str(HERE / "unusual_calls.py"), index) == str(3 * 6 + 2)
+def test_unusual_arguments():
+    assert last_line(str(HERE / "unusual_calls.py")) == str(3 * 6 + 2)
 
 
 def test_what_is_timed_and_compiled_when(tmp_path):

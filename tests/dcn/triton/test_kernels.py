@@ -130,16 +130,17 @@ def test_deform_conv2d_of_any_shape(case):
     check_conv(case)
 
 
-@pytest.mark.parametrize(
-    ("name", "config"),
-    [
-        pytest.param(name, config, id=f"{name}-{i}")
-        for name in ("forward", "grad_offset", "grad_weight", "grad_input")
-        for i, config in enumerate(getattr(deform_conv, f"{name}_kernel").configs)
-    ],
-)
-def test_deform_conv2d_with_every_tile_size(name, config, monkeypatch):
-    monkeypatch.setattr(getattr(deform_conv, f"{name}_kernel"), "configs", [config])
+def with_tile_size(i, module, names, monkeypatch):
+    """The i-th of all kernels, or the last of those that have fewer."""
+    for name in names:
+        kernel = getattr(module, f"{name}_kernel")
+        monkeypatch.setattr(kernel, "configs", kernel.configs[: i + 1][-1:])
+
+
+@pytest.mark.parametrize("i", range(6))
+def test_deform_conv2d_with_every_tile_size(i, monkeypatch):
+    names = ("forward", "grad_offset", "grad_weight", "grad_input")
+    with_tile_size(i, deform_conv, names, monkeypatch)
     check_conv(dict(n=1, c_in=72, c_out=136, size=(5, 9), kernel=(2, 1), padding=(1, 0)))
 
 
@@ -186,9 +187,8 @@ def test_weight_gradient_in_splits(monkeypatch):
     assert shapes == [(3, 6, 3, 3, 4)]
 
 
-@pytest.mark.usefixtures("deterministic")
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_deterministic_lists_are_in_order(dtype, monkeypatch):
+def lists_of(case, monkeypatch):
+    """The positions in the list of every pixel and kernel point."""
     seen = {}
     launch = deform_conv.launch
 
@@ -198,20 +198,57 @@ def test_deterministic_lists_are_in_order(dtype, monkeypatch):
         launch(kernel, grid, arguments)
 
     monkeypatch.setattr(deform_conv, "launch", recorded)
-    check_conv(dict(dtype=dtype, deform_groups=2, kernel=(2, 2)))
+    check_conv(case)
     points = seen["all_points"]
     ends = seen["ends"].view(points, -1)
     ends, entries = (ends - ends[:, :1]).tolist(), seen["list_position"].view(points, -1).tolist()
-    lists = [
+    return [
         entries[point][start:end]
         for point in range(points)
         for start, end in itertools.pairwise(ends[point])
     ]
-    assert max(map(len, lists)) > 2
-    # Four lists, of the four corners, each in the order of the positions.
-    for entries in lists:
-        descents = sum(a > b for a, b in itertools.pairwise(entries))
-        assert descents <= 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_deterministic_lists_are_in_order(dtype, monkeypatch):
+    """Corner by corner, those of each in the order of the positions."""
+    # So that several programs add to a list: in order of the programs, not of the corners.
+    monkeypatch.setattr(deform_conv, "LIST_BLOCK", 32)
+    case = dict(dtype=dtype, size=(3, 3), kernel=(2, 2), padding=(3, 3), deform_groups=2)
+    unordered = lists_of(case, monkeypatch)
+    torch.use_deterministic_algorithms(True)
+    try:
+        ordered = lists_of(case, monkeypatch)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert list(map(sorted, ordered)) == list(map(sorted, unordered))
+    assert ordered != unordered
+    for entries in ordered:
+        assert sum(a > b for a, b in itertools.pairwise(entries)) <= 3
+
+
+def test_a_bias_of_any_stride():
+    tensors, _ = conv_tensors(CONV)
+    tensors = on_device(tensors)
+    arguments = [tensors[k] for k in ("input", "offset", "weight")]
+    bias = torch.arange(12.0, device=DEVICE)[::2]
+    geometry = (tensors["mask"], [1, 1], [1, 1], [1, 1])
+    plain, biased = (deform_conv.forward(*arguments, b, *geometry) for b in (None, bias))
+    torch.testing.assert_close(biased, plain + bias.view(-1, 1, 1))
+
+
+def test_slices_of_something_large_take_64_bit_indices():
+    base = torch.empty(2**31 + 4, dtype=torch.bfloat16, device="meta")
+    assert tuning.index_dtype(base[:8], None) is tl.int32
+    assert tuning.index_dtype(base[:8], base.as_strided((3, 2), (2**30, 1))) is tl.int64
+    assert tuning.index_dtype(base[1:0]) is tl.int32
+
+
+def test_no_output_channel_is_an_error():
+    x, offset = torch.zeros(1, 4, 5, 5, device=DEVICE), torch.zeros(1, 18, 5, 5, device=DEVICE)
+    weight, grad = (torch.zeros(0, 4, 3, 3, device=DEVICE), torch.zeros(1, 0, 5, 5, device=DEVICE))
+    with pytest.raises(ValueError, match="weight"):
+        deform_conv.backward(grad, x, offset, weight, None, [1, 1], [1, 1], [1, 1])
 
 
 @pytest.mark.usefixtures("deterministic")
@@ -273,16 +310,9 @@ def test_deform_roi_pool_of_any_shape(case):
     check_pool(case)
 
 
-@pytest.mark.parametrize(
-    ("name", "config"),
-    [
-        pytest.param(name, config, id=f"{name}-{i}")
-        for name in ("forward", "backward")
-        for i, config in enumerate(getattr(deform_roi_pool, f"{name}_kernel").configs)
-    ],
-)
-def test_deform_roi_pool_with_every_tile_size(name, config, monkeypatch):
-    monkeypatch.setattr(getattr(deform_roi_pool, f"{name}_kernel"), "configs", [config])
+@pytest.mark.parametrize("i", range(5))
+def test_deform_roi_pool_with_every_tile_size(i, monkeypatch):
+    with_tile_size(i, deform_roi_pool, ("forward", "backward"), monkeypatch)
     check_pool(dict(channels=72, rois=3, output_size=(4, 5), sampling_ratio=2, seed=1))
 
 
