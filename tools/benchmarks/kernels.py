@@ -140,7 +140,7 @@ def compile_call(
 
 
 def looked_at(call: Call, config: triton.Config | None, capability: int) -> dict:
-    """Registers, bytes a thread spills, shared memory and what the machine code uses."""
+    """Registers, stack (what a thread spills), shared memory and what the machine code uses."""
     compiled = compile_call(call, config, capability)
     usage, code = _disassembled(compiled.asm["cubin"])
     registers = int(re.search(r"REG:(\d+)", usage)[1])
@@ -152,7 +152,7 @@ def looked_at(call: Call, config: triton.Config | None, capability: int) -> dict
         "warps": warps,
         "stages": compiled.metadata.num_stages,
         "registers": registers,
-        "spilled": int(re.search(r"STACK:(\d+)", usage)[1]),  # nothing else is on the stack
+        "spilled": int(re.search(r"STACK:(\d+)", usage)[1]),
         "shared_kb": shared / 1024,
         "programs": programs(capability, registers, warps, shared),
         "tensor_cores": "wgmma" if wgmma else "mma" if mma else "",
@@ -215,10 +215,10 @@ def markdown(result: dict) -> str:
             "Compiled ahead of time for compute capability 8.0 (A100) and 9.0 (H100, H200), for",
             "the arguments of ResNet-50's conv4 (256×50×84) and of 512 RoIs on its output. In each",
             "cell the first figure is of 8.0, the second of 9.0. Registers are a thread's, and in",
-            "brackets the bytes it spills; programs are those that fit on a multiprocessor at a",
-            "time; 16-byte loads are instructions in the machine code, copies to shared memory",
-            "included. All tile sizes that are timed are listed, in types that are not trained in",
-            "the fixed one alone.",
+            "brackets the bytes of its stack, if it has one, which holds what is spilled; programs",
+            "are those that fit on a multiprocessor at a time; 16-byte loads are instructions in",
+            "the machine code, copies to shared memory included. All tile sizes that are timed are",
+            "listed, in types that are not trained in the fixed one alone.",
             *(line for name in TYPES for line in _table(name, result["sections"]["kernels"])),
             "",
         ]
