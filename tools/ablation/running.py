@@ -98,15 +98,16 @@ def _wait(process: subprocess.Popen) -> float | None:
 
     What wait4 says would begin with this process's own memory, from before the exec.
     """
-    peak = None
+    peak, interval = None, 0.01  # of the shortest process as well
     status = Path(f"/proc/{process.pid}/status")
     while True:
         with suppress(OSError):  # not Linux, or just gone
             if found := re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE):
                 peak = int(found[1]) / 1024
         with suppress(subprocess.TimeoutExpired):
-            process.wait(0.5)
+            process.wait(interval)
             return peak
+        interval = min(2 * interval, 0.5)
 
 
 @contextmanager
