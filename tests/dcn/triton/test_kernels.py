@@ -35,6 +35,15 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning")
 
 
+needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
+
+
+@pytest.fixture(autouse=True)
+def fixed_tile_sizes(monkeypatch):
+    """On a GPU, timing them would take minutes a test: as while a graph is captured."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+
+
 def each_dtype(cases, *everywhere):
     """All cases in `everywhere`, the plain and the ragged one in the other dtypes as well."""
     return [
@@ -402,6 +411,43 @@ def test_the_newer_setting_of_convolutions_counts_too():
         assert tuning.dot_precision(torch.zeros(1)) == "tf32"
     finally:
         torch.backends.cudnn.conv.fp32_precision = before
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_timed_tile_sizes(dtype, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    check_conv(dict(dtype=dtype, c_in=64, c_out=64, size=(9, 9)))
+    check_pool(dict(dtype=dtype, channels=64, sampling_ratio=2, seed=1))
+
+
+@needs_gpu
+def test_cuda_graph(monkeypatch):
+    """Forward and backward are captured once, and replayed on other numbers."""
+    monkeypatch.undo()
+    tensors, _ = conv_tensors(CONV | dict(c_in=64, c_out=64, size=(9, 9)))
+    leaves = {k: t.to(DEVICE).requires_grad_() for k, t in tensors.items()}
+    rois = torch.tensor([[0, 1.0, 1.0, 8.0, 7.0], [1, 0.0, 2.0, 5.0, 9.0]], device=DEVICE)
+
+    def step():
+        out = dcn.deform_conv2d(**leaves, padding=1)
+        pooled = dcn.deform_roi_pool(out, rois, 3)
+        return pooled, *torch.autograd.grad(pooled.square().sum(), list(leaves.values()))
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        leaves["input"].mul_(2)
+    graph.replay()
+    for a, b in zip(captured, step(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 class Kernel:
