@@ -76,13 +76,17 @@ def size_class(count: int) -> int:
 
 
 def index_dtype(*tensors: Tensor | None) -> tl.dtype:
-    """What numbers the elements of all of them, those between a slice's included."""
-    extents = (
-        1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
-        for t in tensors
-        if t is not None
-    )
-    return tl.int32 if max(extents) < 2**31 else tl.int64
+    """What numbers the elements of all of them.
+
+    Of a slice, those between its own as well; of an expanded tensor, those of a copy.
+    """
+    largest = 0
+    for t in tensors:
+        if t is not None:
+            steps = zip(t.shape, t.stride(), strict=True)
+            extent = 1 + sum((size - 1) * stride for size, stride in steps)
+            largest = max(largest, extent, t.numel())
+    return tl.int32 if largest < 2**31 else tl.int64
 
 
 def dot_precision(tensor: Tensor) -> str:

@@ -250,6 +250,7 @@ def test_slices_of_something_large_take_64_bit_indices():
     base = torch.empty(2**31 + 4, dtype=torch.bfloat16, device="meta")
     assert tuning.index_dtype(base[:8], None) is tl.int32
     assert tuning.index_dtype(base[:8], base.as_strided((3, 2), (2**30, 1))) is tl.int64
+    assert tuning.index_dtype(base[:1].expand(2**31)) is tl.int64  # a copy has them all
     assert tuning.index_dtype(base[1:0]) is tl.int32
 
 
