@@ -1,5 +1,9 @@
 """Detector parts, registered with mmdet: importing it makes their names known."""
 
-from . import backbones, detectors, engine, roi_heads
+from . import mmcv_ext
+
+mmcv_ext.register()  # before anything imports mmdet
+
+from . import backbones, detectors, engine, roi_heads  # noqa: E402
 
 __all__ = ["backbones", "detectors", "engine", "roi_heads"]

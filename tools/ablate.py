@@ -9,9 +9,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from dcndet.models.engine.cli import one_line_errors
 from mmengine.config import DictAction
 
-from models.engine.cli import one_line_errors
 from tools.ablation.report import write_report
 from tools.ablation.running import cluster, execute, execute_all
 from tools.ablation.study import Study, StudyError

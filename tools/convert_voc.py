@@ -7,8 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.errors import DataError
-from data.voc import convert_voc
+from dcndet.data.errors import DataError
+from dcndet.data.voc import convert_voc
 
 
 def main():

@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.digits import make_digits
-from data.errors import DataError
+from dcndet.data.digits import make_digits
+from dcndet.data.errors import DataError
 
 
 def main():

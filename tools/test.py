@@ -6,9 +6,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.errors import DataError
-from models.engine.cli import config_parser, existing_checkpoint, load_config, one_line_errors
-from models.engine.evaluation import evaluate
+from dcndet.data.errors import DataError
+from dcndet.models.engine.cli import (
+    config_parser,
+    existing_checkpoint,
+    load_config,
+    one_line_errors,
+)
+from dcndet.models.engine.evaluation import evaluate
 
 
 def main():

@@ -6,11 +6,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dcndet.data.errors import DataError
+from dcndet.models.engine import EngineError, Runner
+from dcndet.models.engine.cli import (
+    config_parser,
+    existing_checkpoint,
+    load_config,
+    one_line_errors,
+)
 from mmengine.device import is_cuda_available
-
-from data.errors import DataError
-from models.engine import EngineError, Runner
-from models.engine.cli import config_parser, existing_checkpoint, load_config, one_line_errors
 
 
 def main():

@@ -1,6 +1,6 @@
 _base_ = "mmdet::_base_/default_runtime.py"
 
-custom_imports = dict(imports=["data", "models"])
+custom_imports = dict(imports=["dcndet.data", "dcndet.models"])
 
 randomness = dict(seed=0)
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))

@@ -5,13 +5,12 @@ import pickle
 
 import pytest
 import torch
+from dcndet.data.coco import DetectionDataset, write_annotations
+from dcndet.data.errors import DataError
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS
 from mmengine.logging import MMLogger
 from PIL import Image
-
-from data.coco import DetectionDataset, write_annotations
-from data.errors import DataError
 
 
 @pytest.fixture

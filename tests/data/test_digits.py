@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dcndet.data import digits
+from dcndet.data.coco import DetectionDataset
+from dcndet.data.digits import make_digits
+from dcndet.data.errors import DataError
 from PIL import Image
-
-from data import digits
-from data.coco import DetectionDataset
-from data.digits import make_digits
-from data.errors import DataError
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_digits.py"
 SMALL = {"num_train": 6, "num_val": 3}

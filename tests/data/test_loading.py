@@ -3,11 +3,10 @@ import mmcv
 import numpy as np
 import pytest
 import torch
+from dcndet.data.errors import DataError
+from dcndet.data.loading import LoadImage, read_image
 from mmdet.registry import TRANSFORMS
 from PIL import Image
-
-from data.errors import DataError
-from data.loading import LoadImage, read_image
 
 
 @pytest.fixture

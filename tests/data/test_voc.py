@@ -6,11 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from dcndet.data.coco import DetectionDataset
+from dcndet.data.errors import DataError
+from dcndet.data.voc import convert_voc
 from PIL import Image
-
-from data.coco import DetectionDataset
-from data.errors import DataError
-from data.voc import convert_voc
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "convert_voc.py"

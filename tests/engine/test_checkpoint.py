@@ -6,12 +6,11 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from dcndet.models.engine import CheckpointError, load_weights
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader, get_torchvision_models, load_checkpoint
 from torch import nn
-
-from models.engine import CheckpointError, load_weights
 
 
 class Runs:

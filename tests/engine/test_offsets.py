@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from dcndet.models.engine import OffsetStatisticsHook
 from torch import nn
 
 from dcn import DeformConv2d, DeformRoIPool
-from models.engine import OffsetStatisticsHook
 
 
 class Runner:
@@ -199,7 +199,8 @@ def said(monkeypatch):
     """The warnings."""
     lines = []
     monkeypatch.setattr(
-        "models.engine.offsets.print_log", lambda text, logger, level: lines.append((text, level))
+        "dcndet.models.engine.offsets.print_log",
+        lambda text, logger, level: lines.append((text, level)),
     )
     return lines
 

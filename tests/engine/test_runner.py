@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dcndet.models.engine import CheckpointError, NonFiniteError, Runner, find_resumable
 from mmengine.evaluator import BaseMetric
 from mmengine.fileio import LocalBackend
 from mmengine.logging import MessageHub
@@ -19,8 +20,6 @@ from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.utils.data import Dataset
-
-from models.engine import CheckpointError, NonFiniteError, Runner, find_resumable
 
 ROOT = Path(__file__).resolve().parents[2]
 

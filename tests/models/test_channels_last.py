@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import dcndet.models  # noqa: F401
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -10,8 +11,6 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch.utils._python_dispatch import TorchDispatchMode
-
-import models  # noqa: F401
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "bccd"
 

@@ -1,10 +1,10 @@
+import dcndet.models  # noqa: F401  (registers the backbones)
 import pytest
 import torch
 from mmdet.models.backbones import ResNet
 from mmdet.registry import MODELS
 from torch import nn
 
-import models  # noqa: F401  (registers the backbones)
 from dcn import DeformConv2d
 
 

@@ -1,8 +1,7 @@
+import dcndet.models  # noqa: F401  (registers the extractor)
 import pytest
 import torch
 from mmdet.registry import MODELS
-
-import models  # noqa: F401  (registers the extractor)
 
 ROIS = torch.tensor(
     [[0, 3.0, 4, 40, 50], [1, 0, 0, 250, 180], [0, 10, 10, 12, 13], [1, 30, 20, 190, 150]]

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from dcndet.models.detectors.mimic import CropRoIs, FeatureMimic, MimicLoss, batch_statistics
+from dcndet.models.engine import load_weights
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_overlaps
@@ -12,9 +14,6 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch.utils.flop_counter import FlopCounterMode
-
-from models.detectors.mimic import CropRoIs, FeatureMimic, MimicLoss, batch_statistics
-from models.engine import load_weights
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PLAIN = "quickstart/faster-rcnn_r18_fpn_digits.py"

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import dcndet.models  # noqa: F401
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -10,8 +11,6 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
-
-import models  # noqa: F401
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "dcnv2"
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dcndet.data.errors import DataError
+from dcndet.data.loading import read_image
 from matplotlib.font_manager import findfont
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from PIL import Image, ImageDraw, ImageFont
-
-from data.errors import DataError
-from data.loading import read_image
 
 from .study import Run, Study
 from .table import Row

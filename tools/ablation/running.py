@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from models.engine import CheckpointError, find_resumable
+from dcndet.models.engine import CheckpointError, find_resumable
 
 from .results import Record, collect, read_record, write_record, write_text
 from .study import Run, StudyError

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dcndet.models.engine import EngineError
 from mmengine.config import Config
-
-from models.engine import EngineError
 
 KEYS = dict(
     title=str,

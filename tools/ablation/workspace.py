@@ -4,7 +4,7 @@ import json
 import statistics
 from pathlib import Path
 
-from data.errors import DataError
+from dcndet.data.errors import DataError
 
 from .complexity import Complexity, complexity
 from .results import Record, read_record, write_text

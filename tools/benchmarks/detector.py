@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from dcndet.models.engine import OffsetStatisticsHook  # models also registers ours
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
@@ -14,8 +15,6 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
-
-from models.engine import OffsetStatisticsHook  # models also registers ours
 
 from .measure import peak_extra_memory, times
 
@@ -51,7 +50,7 @@ def build_pair(ours: str, theirs: str) -> tuple[nn.Module, nn.Module]:
         if "conv_offset.bias" in name:
             nn.init.normal_(parameter)
     other.load_state_dict(own.state_dict())
-    # As models.engine.Runner does.
+    # As dcndet.models.engine.Runner does.
     return own.to(memory_format=torch.channels_last), other
 
 
