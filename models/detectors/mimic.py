@@ -9,6 +9,7 @@ from mmdet.models.losses import accuracy
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.ops import clip_boxes_to_image, roi_align
 
 SMALLEST_CROP = 64
 
@@ -56,27 +57,12 @@ class CropRoIs(nn.Module):
         """Images [N, 3, H, W], RoIs [K, 5] in pixels and the images' unpadded (height, width)
         -> crops [K, 3, size, size], in the images' memory format.
         """
-        steps = (torch.arange(self.size, device=rois.device) + 0.5) / self.size
         crops = images.new_empty(len(rois), images.shape[1], self.size, self.size)
-        for index, (image, shape) in enumerate(zip(images, shapes, strict=True)):
+        for index, (image, (height, width)) in enumerate(zip(images, shapes, strict=True)):
             chosen = (rois[:, 0] == index).nonzero().squeeze(1)
-            if not len(chosen):
-                continue
-            grid = []
-            for axis, (length, padded) in enumerate(
-                zip((shape[1], shape[0]), (image.shape[2], image.shape[1]), strict=True)
-            ):
-                low, high = (rois[chosen, i + axis].clamp(0, length) for i in (1, 3))
-                # Pixel i covers [i, i + 1), so its centre is at i + 0.5.
-                place = low[:, None] + steps * (high - low)[:, None] - 0.5
-                place = place.clamp(0, length - 1)
-                grid.append(2 * place / max(padded - 1, 1) - 1)  # grid_sample's -1..1
-            x, y = grid
-            x = x[:, None, :].expand(-1, self.size, -1)
-            y = y[:, :, None].expand(-1, -1, self.size)
-            grid = torch.stack([x, y], -1).reshape(1, -1, self.size, 2)  # one below the other
-            sampled = F.grid_sample(image[None], grid, align_corners=True)
-            crops[chosen] = sampled[0].unflatten(1, (len(chosen), self.size)).transpose(0, 1)
+            boxes = clip_boxes_to_image(rois[chosen, 1:].to(images), (height, width))
+            own = image[None, :, :height, :width]  # without the padding of the batch
+            crops[chosen] = roi_align(own, [boxes], self.size, sampling_ratio=1, aligned=True)
         if images.is_contiguous(memory_format=torch.channels_last):
             crops = crops.contiguous(memory_format=torch.channels_last)
         return crops
