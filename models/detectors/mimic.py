@@ -75,7 +75,7 @@ class FeatureMimic(nn.Module):
     `MimicFasterRCNN` puts together.
 
     Args:
-        in_channels: channels of the features that the detector's classifier sees (1024 in the paper).
+        in_channels: channels of the features that the classifiers see (1024 in the paper).
         num_classes: C, without the background.
         num_rois: RoIs per image, drawn at random; all of them if there are fewer.
         crop_size: side of the crops in pixels, at least 64. 224 in the paper; smaller is cheaper.

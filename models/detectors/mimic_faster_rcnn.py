@@ -25,9 +25,9 @@ class MimicFasterRCNN(FasterRCNN):
     A crop is pooled from the map that the RoI extractor takes for an RoI of its size: in a pyramid,
     for 224 pixels, the map of stride 16.
 
-    BatchNorms that are being trained normalise the crops by the crops' own statistics, separately in
-    each process, and do not add them to their running statistics, which stay those of the images.
-    Those that are frozen, as in the paper, are the same for both.
+    BatchNorms that are being trained normalise the crops by the crops' own statistics, separately
+    in each process, and do not add them to their running statistics, which stay those of the
+    images. Those that are frozen, as in the paper, are the same for both.
 
     Mimicking adds nothing to inference. A detector without it loads a checkpoint trained with it
     and leaves the auxiliary classifier (`mimic.*`) unused.
