@@ -66,14 +66,14 @@ def main() -> None:
         torch.set_num_threads(args.threads)
         repeats = args.repeats or REPEATS[device]
         settings = dict(device=device, threads=args.threads, repeats=repeats)
-    result = {
-        "benchmark": args.what,
-        "command": shlex.join(["python", "tools/benchmark.py", *sys.argv[1:]]),
-        "date": datetime.date.today().isoformat(),
-        "machine": measure.machine(),
-        "versions": versions(),
-        "settings": settings,
-    }
+    result = dict(
+        benchmark=args.what,
+        command=shlex.join(["python", "tools/benchmark.py", *sys.argv[1:]]),
+        date=datetime.date.today().isoformat(),
+        machine=measure.machine(),
+        versions=versions(),
+        settings=settings,
+    )
     if args.what == "ops":
         result["sections"] = ops.run(**settings)
     elif args.what == "detector":

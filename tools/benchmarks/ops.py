@@ -13,17 +13,9 @@ import dcn
 from dcn.reference import deform_conv as reference_conv
 from dcn.reference import deform_roi_pool as reference_pool
 
-from .measure import (
-    attempt,
-    gpu_clock,
-    host_clock,
-    largest_difference,
-    mmcv_operators,
-    peak_extra_memory,
-    side_by_side,
-)
+from . import measure
 
-MMCV = mmcv_operators()
+MMCV = measure.mmcv_operators()
 
 
 @dataclass(frozen=True)
@@ -47,11 +39,7 @@ class Conv:
 
 
 # ResNet-50's conv3, conv4 and conv5 on an 800×1344 image.
-CONVS = (
-    Conv("conv3", 128, 100, 168),
-    Conv("conv4", 256, 50, 84),
-    Conv("conv5", 512, 25, 42),
-)
+CONVS = (Conv("conv3", 128, 100, 168), Conv("conv4", 256, 50, 84), Conv("conv5", 512, 25, 42))
 VARIANTS = {
     "batch 2": dict(batch=2),
     "stride 2": dict(stride=2),
@@ -67,9 +55,9 @@ POOL_MAP = (256, 50, 84)
 GAMMA = 1 / 8
 NUM_ROIS = {"cpu": (512,), "cuda": (512, 1000)}
 SAMPLING = {2: "2×2 samples per bin", 0: "adaptive sampling"}
-GPU_BATCHES = (1, 2, 16)
-GPU_CONV_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-GPU_POOL_DTYPES = (torch.bfloat16, torch.float32)
+GPU_BATCHES = {"batch 2": dict(batch=2), "batch 16": dict(batch=16)}
+CONV_DTYPES = {"cpu": [torch.float32], "cuda": [torch.bfloat16, torch.float16, torch.float32]}
+POOL_DTYPES = {"cpu": [torch.float32], "cuda": [torch.bfloat16, torch.float32]}
 # What no cache holds, and what keeps every multiprocessor busy.
 COPY_BYTES = 2**30
 MATMUL_SIZE = 8192
@@ -81,13 +69,7 @@ class Function:
     `backward` takes the output's gradient and the tensors; without it, autograd does that.
     """
 
-    def __init__(
-        self,
-        op: Callable[..., Tensor],
-        tensors: dict[str, Tensor],
-        grad: Tensor,
-        backward: Callable[..., tuple[Tensor, ...]] | None = None,
-    ) -> None:
+    def __init__(self, op: Callable, tensors: dict[str, Tensor], grad: Tensor, backward=None):
         self.op, self.tensors, self.grad, self.backward = op, tensors, grad, backward
         self.leaves = {n: t.detach().requires_grad_(n != "rois") for n, t in tensors.items()}
 
@@ -150,7 +132,7 @@ def between_pixels(offset: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
 def conv_functions(
     case: Conv, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> tuple[dict[str, Function], dict[str, Function]]:
-    """The implementations, and the float64 definition (on what `dtype` holds) of those that have it.
+    """The implementations, and the float64 definition of those that have it.
 
     dcn is given channels-last tensors, torchvision and mmcv contiguous ones, which is what their
     kernels work in; F.conv2d is there in both formats.
@@ -225,14 +207,10 @@ def pool_functions(
     deformed = plain | {"offset": offset.to(device, dtype), "mask": mask.to(device, dtype)}
     grad = torch.randn(num_rois, POOL_MAP[0], 7, 7, generator=gen).to(device, dtype)
 
-    pool = partial(
-        dcn.deform_roi_pool,
-        output_size=7,
-        spatial_scale=1 / 16,
-        sampling_ratio=sampling_ratio,
-        gamma=GAMMA,
-    )
     geometry = ((7, 7), 1 / 16, sampling_ratio, GAMMA)
+
+    def pool(input, rois, offset=None, mask=None):
+        return dcn.deform_roi_pool(input, rois, 7, offset, mask, *geometry[1:])
 
     def torchvision_align(input, rois):
         # its default, -1, is our 0
@@ -266,81 +244,61 @@ def pool_functions(
 
 def run(device: str, repeats: int, threads: int) -> dict:
     """All measurements; progress goes to standard output."""
-    if device == "cuda":
-        return _run_on_gpu(repeats)
-    few = min(repeats, VARIANT_REPEATS)
-    return {
-        "convolution": [measure_conv(case, case.name, repeats) for case in CONVS],
-        "variants": [
-            measure_conv(replace(case, **change), f"{case.name}, {name}", few)
-            for name, change in VARIANTS.items()
-            for case in CONVS
-        ],
-        "pooling": [
-            measure_pool(ratio, count, repeats) for count in NUM_ROIS[device] for ratio in SAMPLING
-        ],
-        "threads": measure_threads(threads, repeats),
-        "memory": measure_memory(),
-    }
+    gpu, sections = device == "cuda", {}
+    if gpu:
+        # As cuDNN does by default. dcn follows cuDNN, torchvision multiplies matrices.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+        # dcn's tile sizes are timed, so cuDNN's algorithms are as well.
+        torch.backends.cudnn.benchmark = True
+        sections["rates"] = measure_rates(repeats)
+    sections["convolution"] = [
+        measure_conv(case, repeats, dtype, device)
+        for dtype in CONV_DTYPES[device]
+        for case in (*CONVS, *(varied(GPU_BATCHES) if gpu else ()))
+    ]
+    if not gpu:
+        few = min(repeats, VARIANT_REPEATS)
+        sections["variants"] = [measure_conv(case, few) for case in varied(VARIANTS)]
+    sections["pooling"] = [
+        measure_pool(ratio, num_rois, repeats, dtype, device)
+        for dtype in POOL_DTYPES[device]
+        for num_rois in NUM_ROIS[device]
+        for ratio in SAMPLING
+    ]
+    if not gpu:
+        sections["threads"] = measure_threads(threads, repeats) if threads > 1 else []
+        sections["memory"] = measure_memory()
+    return sections
 
 
-def _run_on_gpu(repeats: int) -> dict:
-    # As cuDNN does by default. dcn follows cuDNN, torchvision's convolution multiplies matrices.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    # dcn's tile sizes are timed, so cuDNN's algorithms are as well.
-    torch.backends.cudnn.benchmark = True
-    return {
-        "rates": measure_rates(repeats),
-        "convolution": [
-            measure_conv(
-                replace(case, batch=batch), f"{case.name}, batch {batch}", repeats, dtype, "cuda"
-            )
-            for dtype in GPU_CONV_DTYPES
-            for batch in GPU_BATCHES
-            for case in CONVS
-        ],
-        "pooling": [
-            measure_pool(ratio, count, repeats, dtype, "cuda")
-            for dtype in GPU_POOL_DTYPES
-            for count in NUM_ROIS["cuda"]
-            for ratio in SAMPLING
-        ],
-    }
+def varied(variants: dict[str, dict]) -> list[Conv]:
+    return [
+        replace(case, name=f"{case.name}, {title}", **change)
+        for title, change in variants.items()
+        for case in CONVS
+    ]
 
 
-def measure_conv(
-    case: Conv,
-    title: str,
-    repeats: int,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-) -> dict:
+def measure_conv(case: Conv, repeats: int, dtype=torch.float32, device: str = "cpu") -> dict:
     functions, exact = conv_functions(case, dtype, device)
     if device == "cuda" and case.batch > 1:
         exact = {}  # the definition writes out all samples, in float64
-    row = {"case": title, "shape": case.shape, "dtype": name_of(dtype), "repeats": repeats}
-    return row | {"results": measure(row, functions, exact, device)}
+    row = dict(case=case.name, shape=case.shape, dtype=name_of(dtype), repeats=repeats)
+    return row | {"results": compare(row, functions, exact, device)}
 
 
-def measure_pool(
-    sampling_ratio: int,
-    num_rois: int,
-    repeats: int,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-) -> dict:
-    functions, exact = pool_functions(sampling_ratio, num_rois, dtype, device)
+def measure_pool(ratio: int, num_rois: int, repeats: int, dtype, device: str) -> dict:
+    functions, exact = pool_functions(ratio, num_rois, dtype, device)
     shape = f"{num_rois} RoIs on {'×'.join(map(str, POOL_MAP))}"
-    row = {"case": SAMPLING[sampling_ratio], "shape": shape}
-    row |= {"dtype": name_of(dtype), "repeats": repeats}
-    return row | {"results": measure(row, functions, exact, device)}
+    row = dict(case=SAMPLING[ratio], shape=shape, dtype=name_of(dtype), repeats=repeats)
+    return row | {"results": compare(row, functions, exact, device)}
 
 
 def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def measure(
+def compare(
     row: dict, functions: dict[str, Function], exact: dict[str, Function], device: str
 ) -> dict[str, dict]:
     """Figures of every implementation; in place of those of what fails there is its error.
@@ -357,16 +315,18 @@ def measure(
             results["torchvision"] = functions["torchvision"].least_work() | {"dtype": "float32"}
     elif MMCV is None:
         del functions["mmcv"]
-    clock = gpu_clock if device == "cuda" else host_clock
-    expected = {function: attempt(function.both) for function in set(exact.values())}
+    clock = measure.gpu_clock if device == "cuda" else measure.host_clock
+    expected = {function: measure.attempt(function.both) for function in set(exact.values())}
     for kind in ("forward", "both"):
         calls = {name: getattr(function, kind) for name, function in functions.items()}
-        for name, figures in side_by_side(calls, row["repeats"], device, clock).items():
+        for name, figures in measure.side_by_side(calls, row["repeats"], device, clock).items():
             results.setdefault(name, {}).update({f"{kind}_{k}": v for k, v in figures.items()})
     for name, values in results.items():
         if name in exact and "both_ms" in values:
             wanted, error = expected[exact[name]]
-            values["difference"] = error or largest_difference(functions[name].both(), wanted)
+            values["difference"] = error or measure.largest_difference(
+                functions[name].both(), wanted
+            )
         shown = [values.get(f"{k}_ms", values.get(f"{k}_error")) for k in ("forward", "both")]
         print(f"  {name:24} {shown[0]} / {shown[1]} ms", flush=True)
     return results
@@ -378,10 +338,10 @@ def measure_rates(repeats: int) -> dict:
     source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     calls = {"copy": lambda: (target.copy_(source),)}
-    for dtype in GPU_CONV_DTYPES:
+    for dtype in CONV_DTYPES["cuda"]:
         matrix = torch.randn(MATMUL_SIZE, MATMUL_SIZE, dtype=dtype, device="cuda")
         calls[name_of(dtype)] = lambda matrix=matrix: (matrix @ matrix,)
-    figures = side_by_side(calls, repeats, "cuda", gpu_clock)
+    figures = measure.side_by_side(calls, repeats, "cuda", measure.gpu_clock)
     seconds = {name: values["ms"] / 1e3 for name, values in figures.items()}
     return {
         "bytes_per_s": 2 * COPY_BYTES / seconds.pop("copy"),
@@ -405,8 +365,8 @@ def measure_memory() -> list[dict]:
             "implementation": name,
             "shape": LARGE.shape,
             "image_mb": function.tensors["input"].nbytes / 1e6,
-            "forward_mb": peak_extra_memory(function.forward, "cpu"),
-            "both_mb": peak_extra_memory(function.both, "cpu"),
+            "forward_mb": measure.peak_extra_memory(function.forward, "cpu"),
+            "both_mb": measure.peak_extra_memory(function.both, "cpu"),
         }
         for name, function in functions.items()
     ]
@@ -414,8 +374,6 @@ def measure_memory() -> list[dict]:
 
 def measure_threads(threads: int, repeats: int) -> list[dict]:
     """One thread beside `threads`, of dcn alone, in turns."""
-    if threads == 1:
-        return []
     cases = {f"deform_conv2d, {case.name}": conv_functions(case)[0]["dcn"] for case in CONVS}
     cases["deform_roi_pool"] = pool_functions(2, NUM_ROIS["cpu"][0])[0]["dcn"]
 
@@ -430,7 +388,7 @@ def measure_threads(threads: int, repeats: int) -> list[dict]:
         for kind in ("forward", "both"):
             call = getattr(function, kind)
             calls = {"one": partial(on, 1, call), "many": partial(on, threads, call)}
-            for count, figures in side_by_side(calls, repeats, "cpu").items():
+            for count, figures in measure.side_by_side(calls, repeats, "cpu").items():
                 row[f"{kind}_ms_{count}"] = figures["ms"]
         rows.append(row)
     return rows

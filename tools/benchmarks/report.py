@@ -51,12 +51,17 @@ def _ops(result: dict) -> Iterator[str]:
     sections, threads = result["sections"], result["settings"]["threads"]
     gpu = result["settings"]["device"] == "cuda"
     yield from (f"# Operators on a {'GPU' if gpu else 'CPU'}", "", *_measured(result))
-    yield "Times are medians in ms, forward / forward + backward; [README.md](README.md) says how they"
-    yield "are measured and what the columns mean."
+    yield "Times are medians in ms, forward / forward + backward. [README.md](README.md) explains how"
+    yield "they are measured and what the columns mean."
     if not gpu and "mmcv" not in sections["pooling"][0]["results"]:
         yield from ("", SKIPPED.format("mmcv's column was"))
 
-    yield from ("", "## Time relative to dcn", "", "Over all cases below; 2 is twice as long as dcn.")
+    yield from (
+        "",
+        "## Time relative to dcn",
+        "",
+        "Over all cases below; 2 is twice as long as dcn.",
+    )
     yield from table(("", "forward", "forward + backward"), _relative(sections))
     if gpu:
         rates = sections["rates"]["operations_per_s"]
@@ -84,8 +89,8 @@ def _ops(result: dict) -> Iterator[str]:
         rows = ((row["case"], *_threads(row)) for row in sections["threads"])
         yield from table(("", "1 thread", f"{threads} threads", "times as fast"), rows)
     yield from ("## Extra memory on a large image", "")
-    yield "The kernels work on channels-last tensors. A contiguous image is converted as a whole, and"
-    yield "the gradient of a bfloat16 image is summed in float32, also as a whole."
+    yield "The kernels work on channels-last tensors. A contiguous image is converted as a whole; the"
+    yield "gradient of a bfloat16 image is summed in float32, also as a whole."
     names = ("shape", "implementation")
     yield from table(
         ("", "image, MB", "extra memory, MB"),
@@ -116,7 +121,9 @@ def _one_regular(results: dict) -> dict:
     """`F.conv2d` once, for each figure in the faster of its formats."""
     if FORMATS[0] not in results:
         return results
-    regular = {f"{k}_ms": min(_both(results[f], "ms")[i] for f in FORMATS) for i, k in enumerate(KINDS)}
+    regular = {
+        f"{k}_ms": min(_both(results[f], "ms")[i] for f in FORMATS) for i, k in enumerate(KINDS)
+    }
     return {REGULAR: regular} | {n: v for n, v in results.items() if n not in FORMATS}
 
 
@@ -196,9 +203,9 @@ def _detector(result: dict) -> Iterator[str]:
 
     yield from (f"# Detector on a {'GPU' if settings['device'] == 'cuda' else 'CPU'}", "")
     yield from _measured(result)
-    yield "A training step (forward, backward, SGD) and inference of Faster R-CNN R-50-FPN on"
-    yield f"{settings['batch']} images of {settings['image']}, {settings['dtype']}, here and in mmdet, with the same"
-    yield "weights; medians in seconds. Ours runs channels-last, as all detectors here do, mmdet's as mmdet runs it."
+    yield "A training step (forward, backward, SGD) and inference of Faster R-CNN R-50-FPN, here and in"
+    yield "mmdet with the same weights. Medians in seconds; detectors here run channels-last. The input"
+    yield f"is {settings['batch']} images of {settings['image']}, {settings['dtype']}."
     kinds = {"train": "training step", "inference": "inference"}
     used = [k for k in kinds if any(f"{k}_mb" in row for row in rows.values())]
     yield from table(
@@ -212,27 +219,27 @@ def _detector(result: dict) -> Iterator[str]:
     )
     yield from (f"- {n}, {k}: {row[k]}" for n, row in rows.items() for k in row if "error" in k)
     own, theirs, regular = "dcn, mdconv c3–c5", "mmdet, mdconv c3–c5", "mmdet, regular"
-    yield f"With mdconv c3–c5 a step takes {times(own, 'dcn, regular')} times as long as without."
+    yield f"A training step with mdconv takes {times(own, 'dcn, regular')} times as long as without."
     if theirs in rows:
-        yield f"mmdet's takes {times(theirs, own)} times as long, and its regular detector's takes"
-        yield f"{times(regular, own)} times as long; its inference takes"
-        yield f"{times(theirs, own, 'inference')} times as long."
+        yield f"mmdet's with mdconv takes {times(theirs, own)} times as long as ours with mdconv, and"
+        yield f"mmdet's regular one {times(regular, own)} times. mmdet's inference with mdconv takes"
+        yield f"{times(theirs, own, 'inference')} times as long as ours."
     else:
         yield from ("", SKIPPED.format("mmdet's detectors were"))
     if sections["loss_difference"] is not None:
-        yield "From the same weights, images and random numbers, the losses here and in mmdet differ by"
-        yield f"at most {sections['loss_difference']:.1e} of their value."
-    if f"{own}, offsets measured" in rows:
-        longer = times(f"{own}, offsets measured", own)
-        yield f"A step in which offsets are measured, by default one in 50, takes {longer} times as long."
+        yield "With the same images and random numbers, the losses differ by at most"
+        yield f"{sections['loss_difference']:.1e} of their value."
+    if (watched := f"{own}, offsets measured") in rows:
+        yield f"A step that measures offsets, by default one in 50, takes {times(watched, own)} times"
+        yield "as long."
 
 
 def _kernels(result: dict) -> Iterator[str]:
     yield from ("# Kernels for the GPU, compiled", "")
     yield f"Compiled by `{result['command']}` on {result['date']}, without a GPU."
     yield from (f"{_versions(result)}.", "")
-    yield "In each cell the first figure is for compute capability 8.0 (A100), the second for 9.0 (H100,"
-    yield "H200). [README.md](README.md) says what the columns mean."
+    yield "In each cell the first figure is for compute capability 8.0 (A100), the second for 9.0"
+    yield "(H100, H200). [README.md](README.md) explains the columns."
     yield ""
     columns = ("", "tile", "warps, stages", "registers", "shared, KB", "programs")
     columns += ("tensor cores", "16-byte loads")
