@@ -51,7 +51,8 @@ def _ops(result: dict) -> Iterator[str]:
     sections, threads = result["sections"], result["settings"]["threads"]
     gpu = result["settings"]["device"] == "cuda"
     yield from (f"# Operators on a {'GPU' if gpu else 'CPU'}", "", *_measured(result))
-    yield "Times are medians in ms, forward / forward + backward. [README.md](README.md) explains how"
+    yield "Times are medians in ms, forward / forward + backward. [README.md](README.md)"
+    yield "explains how"
     yield "they are measured and what the columns mean."
     if not gpu and "mmcv" not in sections["pooling"][0]["results"]:
         yield from ("", SKIPPED.format("mmcv's column was"))
@@ -89,7 +90,8 @@ def _ops(result: dict) -> Iterator[str]:
         rows = ((row["case"], *_threads(row)) for row in sections["threads"])
         yield from table(("", "1 thread", f"{threads} threads", "times as fast"), rows)
     yield from ("## Extra memory on a large image", "")
-    yield "The kernels work on channels-last tensors. A contiguous image is converted as a whole; the"
+    yield "The kernels work on channels-last tensors. A contiguous image is converted as a"
+    yield "whole; the"
     yield "gradient of a bfloat16 image is summed in float32, also as a whole."
     names = ("shape", "implementation")
     yield from table(
@@ -203,8 +205,10 @@ def _detector(result: dict) -> Iterator[str]:
 
     yield from (f"# Detector on a {'GPU' if settings['device'] == 'cuda' else 'CPU'}", "")
     yield from _measured(result)
-    yield "A training step (forward, backward, SGD) and inference of Faster R-CNN R-50-FPN, here and in"
-    yield "mmdet with the same weights. Medians in seconds; detectors here run channels-last. The input"
+    yield "A training step (forward, backward, SGD) and inference of Faster R-CNN R-50-FPN,"
+    yield "here and in"
+    yield "mmdet with the same weights. Medians in seconds; detectors here run channels-last."
+    yield "The input"
     yield f"is {settings['batch']} images of {settings['image']}, {settings['dtype']}."
     kinds = {"train": "training step", "inference": "inference"}
     used = [k for k in kinds if any(f"{k}_mb" in row for row in rows.values())]
@@ -219,10 +223,13 @@ def _detector(result: dict) -> Iterator[str]:
     )
     yield from (f"- {n}, {k}: {row[k]}" for n, row in rows.items() for k in row if "error" in k)
     own, theirs, regular = "dcn, mdconv c3–c5", "mmdet, mdconv c3–c5", "mmdet, regular"
-    yield f"A training step with mdconv takes {times(own, 'dcn, regular')} times as long as without."
+    yield f"A training step with mdconv takes {times(own, 'dcn, regular')} times as long as"
+    yield "without."
     if theirs in rows:
-        yield f"mmdet's with mdconv takes {times(theirs, own)} times as long as ours with mdconv, and"
-        yield f"mmdet's regular one {times(regular, own)} times. mmdet's inference with mdconv takes"
+        yield f"mmdet's with mdconv takes {times(theirs, own)} times as long as ours with"
+        yield "mdconv, and"
+        yield f"mmdet's regular one {times(regular, own)} times. mmdet's inference with mdconv"
+        yield "takes"
         yield f"{times(theirs, own, 'inference')} times as long as ours."
     else:
         yield from ("", SKIPPED.format("mmdet's detectors were"))
@@ -230,7 +237,8 @@ def _detector(result: dict) -> Iterator[str]:
         yield "With the same images and random numbers, the losses differ by at most"
         yield f"{sections['loss_difference']:.1e} of their value."
     if (watched := f"{own}, offsets measured") in rows:
-        yield f"A step that measures offsets, by default one in 50, takes {times(watched, own)} times"
+        yield f"A step that measures offsets, by default one in 50, takes {times(watched, own)}"
+        yield "times"
         yield "as long."
 
 
