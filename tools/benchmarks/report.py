@@ -52,8 +52,7 @@ def _ops(result: dict) -> Iterator[str]:
     gpu = result["settings"]["device"] == "cuda"
     yield from (f"# Operators on a {'GPU' if gpu else 'CPU'}", "", *_measured(result))
     yield "Times are medians in ms, forward / forward + backward. [README.md](README.md)"
-    yield "explains how"
-    yield "they are measured and what the columns mean."
+    yield "explains how they are measured and what the columns mean."
     if not gpu and "mmcv" not in sections["pooling"][0]["results"]:
         yield from ("", SKIPPED.format("mmcv's column was"))
 
@@ -91,8 +90,7 @@ def _ops(result: dict) -> Iterator[str]:
         yield from table(("", "1 thread", f"{threads} threads", "times as fast"), rows)
     yield from ("## Extra memory on a large image", "")
     yield "The kernels work on channels-last tensors. A contiguous image is converted as a"
-    yield "whole; the"
-    yield "gradient of a bfloat16 image is summed in float32, also as a whole."
+    yield "whole; the gradient of a bfloat16 image is summed in float32, also as a whole."
     names = ("shape", "implementation")
     yield from table(
         ("", "image, MB", "extra memory, MB"),
@@ -208,8 +206,7 @@ def _detector(result: dict) -> Iterator[str]:
     yield "A training step (forward, backward, SGD) and inference of Faster R-CNN R-50-FPN,"
     yield "here and in"
     yield "mmdet with the same weights. Medians in seconds; detectors here run channels-last."
-    yield "The input"
-    yield f"is {settings['batch']} images of {settings['image']}, {settings['dtype']}."
+    yield f"The input is {settings['batch']} images of {settings['image']}, {settings['dtype']}."
     kinds = {"train": "training step", "inference": "inference"}
     used = [k for k in kinds if any(f"{k}_mb" in row for row in rows.values())]
     yield from table(
@@ -229,8 +226,7 @@ def _detector(result: dict) -> Iterator[str]:
         yield f"mmdet's with mdconv takes {times(theirs, own)} times as long as ours with"
         yield "mdconv, and"
         yield f"mmdet's regular one {times(regular, own)} times. mmdet's inference with mdconv"
-        yield "takes"
-        yield f"{times(theirs, own, 'inference')} times as long as ours."
+        yield f"takes {times(theirs, own, 'inference')} times as long as ours."
     else:
         yield from ("", SKIPPED.format("mmdet's detectors were"))
     if sections["loss_difference"] is not None:
@@ -238,8 +234,7 @@ def _detector(result: dict) -> Iterator[str]:
         yield f"{sections['loss_difference']:.1e} of their value."
     if (watched := f"{own}, offsets measured") in rows:
         yield f"A step that measures offsets, by default one in 50, takes {times(watched, own)}"
-        yield "times"
-        yield "as long."
+        yield "times as long."
 
 
 def _kernels(result: dict) -> Iterator[str]:
