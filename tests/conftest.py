@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 import dcn
 from tests.dcn.interpreter import mend_bfloat16
@@ -75,7 +76,8 @@ def from_mmcv(request):
             return compute()
         stored = torch.load(file, weights_only=True) if file.exists() else {}
         if store:
-            stored[name] = compute()
+            # A view would be saved with all of its storage.
+            stored[name] = tree_map_only(torch.Tensor, torch.clone, compute())
             torch.save(stored, file)
         return stored[name]
 
