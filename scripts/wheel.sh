@@ -16,7 +16,7 @@ if "$python" -m zipfile -l "$wheel" | awk 'NR > 1 && $1 !~ /^(dcn|deformable_con
 fi
 
 # Links to the installed torch and what it requires save a second installation of 5 GB.
-"$python" -m venv "$work/venv"
+"$python" -m venv --without-pip "$work/venv"
 "$python" - "$work"/venv/lib/python3*/site-packages <<'PY'
 import re
 import sys
@@ -38,7 +38,7 @@ while queue:
         if not (site / top).exists():
             (site / top).symlink_to(found.locate_file(top))
 PY
-"$work/venv/bin/pip" install -q --no-index --find-links "$work" deformable-convnets
+"$python" -m pip --python "$work/venv/bin/python" install -q --no-index --find-links "$work" deformable-convnets
 
 cd "$work"
 "$work/venv/bin/python" -W error::UserWarning:dcn - <<'PY'
