@@ -7,7 +7,6 @@ Importing this module replaces every loader of mmengine's ``CheckpointLoader``, 
 """
 
 import copy
-import logging
 import os
 import pickle
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.dist import barrier, get_rank
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import HistoryBuffer, MMLogger, print_log
 from mmengine.runner import (
     CheckpointLoader,
     get_deprecated_model_names,
@@ -27,6 +26,7 @@ from mmengine.runner import (
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from .errors import CheckpointError
+from .screen import say
 
 TRAINING_ONLY = "mimic."  # the auxiliary classifier of feature mimicking
 NEARLY_NOTHING = 0.1  # of the values of parameters that load_from has to fill
@@ -230,7 +230,7 @@ def _load_what_fits(model, state, own, given, source):
     for key in others:
         del state[key]
     model.load_state_dict(state, strict=False)
-    print_log(f"{source} fills {filled}{differ}", logger="current", level=logging.WARNING)
+    say(MMLogger.get_current_instance(), f"{source} fills {filled}{differ}")
 
 
 def _few(names, count=3):

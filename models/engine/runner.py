@@ -30,7 +30,8 @@ class Runner(mmengine.runner.Runner):
     - A run that was stopped in its last evaluation makes up for it when it resumes.
     - A checkpoint appears under its name only when all of it is on disk.
     - Testing and resuming refuse weights that do not fit the model exactly; ``load_from`` alone
-      (fine-tuning) says how much of the model they fill and refuses those that fill next to nothing.
+      (fine-tuning) says how much of the model they fill and refuses those that fill next to
+      nothing.
     - ``resume=True`` without ``load_from`` takes the newest complete checkpoint of the work
       directory and refuses if there is none.
     - :class:`EpochSeedHook`, :class:`NonFiniteHook`, for deformable layers
@@ -41,7 +42,8 @@ class Runner(mmengine.runner.Runner):
     - Floats in a parameter scheduler are shares of the run's length (`schedules.resolve`). Resuming
       with another length goes on with the rate that a run of that length has there.
     - ``skip_non_finite = N`` in the config passes over N iterations with a NaN.
-    - The convolutions that predict offsets learn at a tenth of the rate (`optim.with_slow_offsets`).
+    - The convolutions that predict offsets learn at a tenth of the rate
+      (`optim.with_slow_offsets`).
     - Until the first iteration the terminal shows a dozen lines, and the log file all.
     - With ``launcher='pytorch'`` and no accelerator the processes use gloo on the CPU.
     """

@@ -66,6 +66,7 @@ def advance(schedulers: list, iters: int, epoch_length: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that no optimizer has stepped in between
         for i in range(1, iters + 1):
-            for scheduler in schedulers:
-                if not scheduler.by_epoch or i % epoch_length == 0:
-                    scheduler.step()
+            for by_epoch in (False, True) if i % epoch_length == 0 else (False,):
+                for scheduler in schedulers:
+                    if scheduler.by_epoch == by_epoch:
+                        scheduler.step()
