@@ -8,7 +8,7 @@ WHOLE = "configs/quickstart/faster-rcnn_r18_fpn_mdconv_mdpool_mimic_digits.py"
 PLAIN = "configs/dcnv2/faster-rcnn_r50_fpn_1x_coco.py"
 
 
-@pytest.fixture(params=[WHOLE, PLAIN])
+@pytest.fixture(params=[WHOLE, PLAIN], scope="module")
 def config(request):
     return Config.fromfile(request.config.rootpath / request.param)
 
