@@ -14,6 +14,7 @@ from dcndet.models.engine.cli import (
     one_line_errors,
 )
 from dcndet.models.engine.evaluation import evaluate
+from dcndet.models.engine.optim import amp_dtype
 
 
 def main():
@@ -23,9 +24,12 @@ def main():
     parser.add_argument("--show-dir", help="folder for the images with detections drawn on them")
     args = parser.parse_args()
 
+    if args.work_dir is None and "://" not in args.checkpoint:
+        args.work_dir = str(Path(args.checkpoint).expanduser().parent / "test")
     cfg = load_config(args)
     cfg.load_from = existing_checkpoint(args.checkpoint)
-    evaluate(cfg, out=args.out, show_dir=args.show_dir)
+    amp = amp_dtype(args.amp) if args.amp else None
+    evaluate(cfg, out=args.out, show_dir=args.show_dir, amp=amp)
 
 
 if __name__ == "__main__":

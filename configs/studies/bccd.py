@@ -12,7 +12,6 @@ seeds = [0, 1, 2]
 options = {
     "train_cfg.max_epochs": 2,
     "train_cfg.val_interval": 2,
-    "param_scheduler.1.end": 2,
     "train_dataloader.dataset.pipeline.2.scale": (240, 180),
     "val_dataloader.dataset.pipeline.1.scale": (240, 180),
     "test_dataloader.dataset.pipeline.1.scale": (240, 180),

@@ -1,5 +1,7 @@
 """ResNet and ResNeXt with deformable 3×3 convolutions (arXiv 1811.11168, section 3.1)."""
 
+import re
+
 from mmdet.models.backbones import ResNet, ResNeXt
 from mmdet.registry import MODELS
 from torch import nn
@@ -14,7 +16,8 @@ class _Deform:
         deform: None for the regular network, or a dict of
 
             - `layers` (int): the last so many 3×3 convolutions, counted from the output; or
-            - `stages` (sequence of bool, one a stage): all of those stages;
+            - `stages` (sequence of bool, one per stage): all of those stages. Where both are given,
+              `layers` counts, so that `model.backbone.deform.layers=9` works on every config;
             - `modulated` (bool): DCNv2 (True, the default) or DCNv1;
             - `deform_groups` (int): groups of channels with offsets of their own. Default 1.
 
@@ -26,12 +29,14 @@ class _Deform:
     load into it by the same names.
 
     Raises:
-        ValueError: `deform` has other keys, neither or both of `layers` and `stages`, more layers
-            than there are, or deform_groups that do not divide a layer's channels.
+        ValueError: `deform` has other keys, neither `layers` nor `stages`, more layers than there
+            are, or deform_groups that do not divide a layer's channels; or `init_cfg` names the
+            weights of another depth.
     """
 
     def __init__(self, *args, deform: dict | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        _check_depth(self.depth, self.init_cfg)
         if deform is not None:
             self._make_deformable(**_checked(deform, self.num_stages))
             self._freeze_stages()  # once more, for the layers that have just been put in
@@ -44,7 +49,7 @@ class _Deform:
             for name in ("conv1", "conv2")
             if getattr(block, name).kernel_size == (3, 3)
         ]
-        if stages is not None:
+        if layers is None:
             chosen = [(block, name) for stage, block, name in convs if stages[stage]]
         else:
             if layers > len(convs):
@@ -66,6 +71,16 @@ class DeformResNeXt(_Deform, ResNeXt):
     __doc__ = _Deform.__doc__
 
 
+def _check_depth(depth: int, init_cfg) -> None:
+    checkpoint = init_cfg.get("checkpoint") if isinstance(init_cfg, dict) else None
+    found = re.search(r"res(?:net|next)[-_]?(\d+)", str(checkpoint).rsplit("/", 1)[-1].lower())
+    if found and int(found[1]) != depth:
+        raise ValueError(
+            f"depth={depth}, but init_cfg has weights of depth {found[1]}: set model.backbone."
+            f"init_cfg.checkpoint, which is {checkpoint}, or model.backbone.init_cfg=None"
+        )
+
+
 def _checked(deform: dict, num_stages: int) -> dict:
     settings = dict(layers=None, stages=None, modulated=True, deform_groups=1)
     unknown = sorted(set(deform) - set(settings))
@@ -73,8 +88,8 @@ def _checked(deform: dict, num_stages: int) -> dict:
         raise ValueError(f"deform: unknown keys {unknown}, expected some of {sorted(settings)}")
     settings.update(deform)
     layers, stages = settings["layers"], settings["stages"]
-    if (layers is None) == (stages is None):
-        raise ValueError("deform: give either layers or stages")
+    if layers is None and stages is None:
+        raise ValueError("deform: give layers or stages")
     if layers is not None and layers < 0:
         raise ValueError(f"deform: layers must be at least 0, got {layers}")
     if stages is not None and len(stages) != num_stages:
