@@ -4,6 +4,15 @@ from . import mmcv_ext
 
 mmcv_ext.register()  # before anything imports mmdet
 
-from . import backbones, detectors, engine, roi_heads  # noqa: E402
+from . import backbones, detectors, engine, roi_heads, visualization  # noqa: E402
+from .inference import Detections, Detector  # noqa: E402
 
-__all__ = ["backbones", "detectors", "engine", "roi_heads"]
+__all__ = [
+    "Detections",
+    "Detector",
+    "backbones",
+    "detectors",
+    "engine",
+    "roi_heads",
+    "visualization",
+]

@@ -9,13 +9,14 @@ from .errors import EngineError
 from .runner import Runner
 
 
-def evaluate(cfg, out=None, show_dir=None):
+def evaluate(cfg, out=None, show_dir=None, show_score_thr=0.3):
     """Test ``cfg.load_from``: print the COCO table and each class's AP.
 
     Args:
         cfg (Config): What to run; it is changed.
         out (str, optional): File for the detections, as COCO result JSON.
-        show_dir (str, optional): Folder for the test images with the detections drawn on them.
+        show_dir (str, optional): Folder for the test images, drawn as annotated and as found.
+        show_score_thr (float): Detections that score less are not drawn.
 
     Returns:
         dict: The metrics.
@@ -29,8 +30,10 @@ def evaluate(cfg, out=None, show_dir=None):
             "type": "DetVisualizationHook",
             **cfg.default_hooks.get("visualization", {}),
             "draw": True,
+            "score_thr": show_score_thr,
             "test_out_dir": os.path.abspath(show_dir),  # a relative one is put into the work dir
         }
+        cfg.visualizer.type = "BoxVisualizer"
     runner = Runner.from_cfg(cfg)
     coco = [m for m in runner.test_evaluator.metrics if isinstance(m, CocoMetric)]
     for metric in coco:
