@@ -152,10 +152,11 @@ def _frames(detector: Detector, files: Iterable[Path], skip) -> Iterator[_Frame]
     for path in files:
         if _is_video(path):
             video = cv2.VideoCapture(str(path))
-            index = -1
-            for index, image in enumerate(iter(lambda video=video: video.read()[1], None)):
-                yield _Frame(path, index, image)
-            if index < 0:
+            count = 0
+            while (image := video.read()[1]) is not None:
+                yield _Frame(path, count, image)
+                count += 1
+            if not count:
                 skip(f"{path} is not a video that OpenCV can read")
             continue
         try:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import dcndet.models  # noqa: F401
 import numpy as np
 import pytest
 import torch
@@ -9,8 +10,6 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from PIL import Image
-
-import dcndet.models  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "tests" / "tools" / "tiny.py"

@@ -14,7 +14,6 @@ from mmengine.config import Config
 from PIL import Image
 
 from tests.configs.test_configs import CONFIGS, FILES
-
 from tests.inference.conftest import QUICKSTART, ROOT, TINY, save_random_weights
 
 

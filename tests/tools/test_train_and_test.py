@@ -92,6 +92,21 @@ def test_test_prints_the_table_and_writes_json_and_pictures(trained, tmp_path, c
     detections = json.loads(out.read_text())
     assert {"image_id", "category_id", "bbox", "score"} <= detections[0].keys()
     assert sorted(p.name for p in show.iterdir()) == [f"{i}.png" for i in range(6)]
+    plain = cv2.imread(str(show / "0.png"))
+    assert plain.shape[1] > 2 * 640
+    none = tmp_path / "none"
+    assert (
+        run(
+            "test.py",
+            CONFIG,
+            trained / "epoch_2.pth",
+            *outputs[4:],
+            *["--show-dir", none],
+            *["--show-score-thr", "1.1"],
+        )
+        is None
+    )
+    assert (cv2.imread(str(none / "0.png")) != plain).any()
     assert sorted(p.name for p in out.parent.iterdir()) == [out.name]
 
 
