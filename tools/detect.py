@@ -36,13 +36,20 @@ def main():
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="keep only these classes")
     parser.add_argument("--batch-size", type=int, default=1, help="images (%(default)s)")
     parser.add_argument("--device", help="for example cuda:1 or cpu (default: a GPU if any)")
+    parser.add_argument(
+        "--amp",
+        nargs="?",
+        const="auto",
+        choices=["auto", "bf16", "fp16"],
+        help="mixed precision; without a value bf16 where the device has it, fp16 elsewhere",
+    )
     parser.add_argument("--no-pictures", action="store_true", help="write only JSON and CSV")
     args = parser.parse_args()
     if args.batch_size < 1:
         parser.error("--batch-size: at least 1")
 
     done = detect_files(
-        Detector(args.config, args.checkpoint, args.device),
+        Detector(args.config, args.checkpoint, args.device, args.amp),
         args.inputs,
         args.out_dir,
         score_thr=args.score_thr,

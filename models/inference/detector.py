@@ -1,6 +1,7 @@
 """A trained detector as one call."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ..engine.checkpoint import load_weights
 from ..engine.errors import EngineError
+from ..engine.optim import amp_dtype, mixed_precision
 from ..visualization import draw_boxes
 
 Picture = str | Path | np.ndarray | Image.Image
@@ -82,15 +84,22 @@ class Detector:
             classifier of feature mimicking may be too many. Class names are the checkpoint's, or,
             if it has none, those of the config's test dataset.
         device: for example "cuda:1"; by default the GPU if there is one.
+        amp: mixed precision: "bf16", "fp16", or "auto" (bf16 where the device has it).
 
     Raises:
         EngineError: a file is missing, the checkpoint does not fit or is not safe to load, there
-            is no such device, or nothing says what the classes are called.
+            is no such device or it lacks what `amp` asks for, or nothing says what the classes are
+            called.
     """
 
     def __init__(
-        self, config: str | Path | Config, checkpoint: str | Path, device: str | None = None
+        self,
+        config: str | Path | Config,
+        checkpoint: str | Path,
+        device: str | None = None,
+        amp: str | None = None,
     ) -> None:
+        self._amp = None if amp is None else amp_dtype(amp)
         if not isinstance(config, Config):
             if not Path(config).is_file():
                 raise EngineError(f"config not found: {config}")
@@ -162,7 +171,9 @@ class Detector:
     def _batch(self, pictures, score_thr, classes) -> list[Detections]:
         images = [self._array(picture) for picture in pictures]
         data = [self._transform({"img": image, "img_id": 0}) for image in images]
-        samples = self.model.test_step({key: [item[key] for item in data] for key in data[0]})
+        batch = {key: [item[key] for item in data] for key in data[0]}
+        with nullcontext() if self._amp is None else mixed_precision(self.model, self._amp):
+            samples = self.model.test_step(batch)
         results = []
         for image, sample in zip(images, samples, strict=True):
             found = sample.pred_instances.cpu()

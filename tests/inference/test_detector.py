@@ -115,6 +115,15 @@ def test_what_cannot_be_loaded_is_named(checkpoint, quickstart_checkpoint):
         assert "\n" not in str(error.value)
 
 
+def test_mixed_precision(detector, checkpoint, photo):
+    """Near to the exact result, but not it; what it returns is float32."""
+    result = Detector(TINY, checkpoint, device="cpu", amp="bf16")(photo, score_thr=0)
+    exact = detector(photo, score_thr=0)
+    assert result.boxes.dtype == result.scores.dtype == torch.float32
+    torch.testing.assert_close(result.scores[:1], exact.scores[:1], atol=0.01, rtol=0)
+    assert not torch.equal(result.scores[:1], exact.scores[:1])
+
+
 def test_class_names_of_the_config_if_the_checkpoint_has_none(tmp_path):
     path = save_random_weights(TINY, tmp_path / "a.pth", None)
     assert Detector(TINY, path, device="cpu").classes == ("square",)

@@ -52,7 +52,9 @@ def test_files_folders_and_patterns(detect, tmp_path):
     picture(tmp_path / "b" / "deep" / "2.bmp", (40, 80), seed=3)
     (tmp_path / "a" / "notes.txt").write_text("not looked at")
     inputs = [one, tmp_path / "a", tmp_path / "b" / "**" / "*.*"]
-    status, out, err = detect(*inputs, "--score-thr", 0, "--batch-size", 3, "--out-dir", "out")
+    status, out, err = detect(
+        *inputs, "--amp", "--score-thr", 0, "--batch-size", 3, "--out-dir", "out"
+    )
     assert status is None, err
     assert "skipped" not in err + out
     out = tmp_path / "work" / "out"
