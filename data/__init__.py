@@ -1,4 +1,4 @@
-"""Detection data: registers DetectionDataset and LoadImage with mmdet's registry."""
+"""Detection data: registers DetectionDataset and LoadImageFromFile with mmdet's registry."""
 
 from dcndet import quiet_import
 

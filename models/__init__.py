@@ -7,6 +7,15 @@ from . import mmcv_ext
 mmcv_ext.register()  # before anything imports mmdet
 
 with quiet_import():
-    from . import backbones, detectors, engine, roi_heads
+    from . import backbones, detectors, engine, roi_heads, visualization
+    from .inference import Detections, Detector
 
-__all__ = ["backbones", "detectors", "engine", "roi_heads"]
+__all__ = [
+    "Detections",
+    "Detector",
+    "backbones",
+    "detectors",
+    "engine",
+    "roi_heads",
+    "visualization",
+]

@@ -21,15 +21,27 @@ def main():
     parser = config_parser("Evaluate a detector: print the COCO table and each class's AP.")
     parser.add_argument("checkpoint", help="path or URL of the weights")
     parser.add_argument("--out", metavar="JSON", help="write the detections as COCO result JSON")
-    parser.add_argument("--show-dir", help="folder for the images with detections drawn on them")
+    parser.add_argument("--show-dir", help="folder for pictures: annotated beside found")
+    parser.add_argument(
+        "--show-score-thr",
+        type=float,
+        default=0.3,
+        metavar="SCORE",
+        help="leave detections below this score out of the pictures (%(default)s)",
+    )
     args = parser.parse_args()
 
     if args.work_dir is None and "://" not in args.checkpoint:
         args.work_dir = str(Path(args.checkpoint).expanduser().parent / "test")
     cfg = load_config(args)
     cfg.load_from = existing_checkpoint(args.checkpoint)
-    amp = amp_dtype(args.amp) if args.amp else None
-    evaluate(cfg, out=args.out, show_dir=args.show_dir, amp=amp)
+    evaluate(
+        cfg,
+        out=args.out,
+        show_dir=args.show_dir,
+        show_score_thr=args.show_score_thr,
+        amp=amp_dtype(args.amp) if args.amp else None,
+    )
 
 
 if __name__ == "__main__":

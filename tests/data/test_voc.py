@@ -119,7 +119,7 @@ def test_opens_as_a_dataset(voc, tmp_path):
         ann_file=str(tmp_path / "out" / "train.json"),
         data_prefix={"img": str(voc.root / "JPEGImages")},
         metainfo={"classes": ("cat", "dog")},
-        pipeline=[{"type": "mmdet.LoadImage"}],
+        pipeline=[{"type": "mmdet.LoadImageFromFile"}],
     )
     assert dataset[0]["img"].shape == (30, 40, 3)
     assert [i["bbox_label"] for i in dataset[0]["instances"]] == [1, 0]

@@ -2,14 +2,14 @@ data_root = "data/bccd/"
 metainfo = dict(classes=("Platelets", "RBC", "WBC"))
 
 train_pipeline = [
-    dict(type="LoadImage"),
+    dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="Resize", scale=(320, 240), keep_ratio=True),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImage"),
+    dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(320, 240), keep_ratio=True),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(
