@@ -1,4 +1,4 @@
-"""Detection data: registers DetectionDataset and LoadImage with mmdet's registry."""
+"""Detection data: registers DetectionDataset, DetectionMetric and LoadImage with mmdet."""
 
 from . import coco, loading
 
