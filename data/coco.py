@@ -48,9 +48,9 @@ class DetectionDataset(CocoDataset):
     the file in the same way.
 
     Images on local disks (so not with ``backend_args``) are looked up and their headers are read
-    by :func:`.images.check_headers`, once per state of the file and the folder. No pixel is decoded:
-    a picture that is damaged further on is refused by ``LoadImage`` when training reaches it, or
-    before by ``tools/check_data.py``.
+    by :func:`.images.check_headers`, once per state of the file and the folder. No pixel is
+    decoded: a picture that is damaged further on is refused by ``LoadImage`` when training reaches
+    it, or before by ``tools/check_data.py``.
 
     Raises:
         DataError: ``ann_file`` is missing, empty, not JSON or not in COCO format, repeats an id, or
@@ -75,7 +75,7 @@ class DetectionDataset(CocoDataset):
         classes = self.metainfo["classes"]
         print_log(
             f"{self.ann_file}: {len(coco.imgs)} images, {len(coco.anns)} objects; "
-            f"{len(classes)} classes: {_first(classes, ', ', limit=10)}",
+            f"{len(classes)} classes: {_first(list(classes), ', ', limit=10)}",
             logger="current",
         )
         return coco
@@ -91,7 +91,7 @@ class DetectionDataset(CocoDataset):
         return data_list
 
     def check_classes(self, dataset: dict):
-        """Refuse the content of a COCO file whose categories are not the classes of ``metainfo``."""
+        """Refuse a COCO file's content if its categories are not the classes of ``metainfo``."""
         names = [category["name"] for category in dataset["categories"]]
         classes = list(self.metainfo["classes"])
         unused = [name for name in names if name not in classes]

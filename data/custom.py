@@ -19,7 +19,9 @@ NAMES = {
     "val": ("val", "valid", "validation"),
     "test": ("test",),
 }
-LOOKED_FOR = "annotations/{0}.json, annotations/instances_{0}*.json, {0}.json, instances_{0}*.json, "
+LOOKED_FOR = (
+    "annotations/{0}.json, annotations/instances_{0}*.json, {0}.json, instances_{0}*.json, "
+)
 LOOKED_FOR += "{0}/_annotations.coco.json"
 IMAGE_FOLDERS = ("images", "jpegimages", "imgs", "img")
 
@@ -186,7 +188,11 @@ def _image_folders(root, ann_file, split):
         folder
         for pattern in ("*", "*/*")
         for folder in _folders(root, pattern)
-        if any(re.fullmatch(rf"{name}\d*", part.lower()) for name in named for part in _parts(root, folder))
+        if any(
+            re.fullmatch(rf"{name}\d*", part.lower())
+            for name in named
+            for part in _parts(root, folder)
+        )
     ]
     yield [folder for folder in _folders(root, "*") if folder.name.lower() in IMAGE_FOLDERS]
     yield [root]
@@ -207,7 +213,9 @@ def _annotation_file(root, split):
     folders = [root, *(path for path in _folders(root, "*") if path.name.lower() == "annotations")]
     found = {}
     for name in NAMES[split]:
-        pattern = re.compile(rf"{name}\.json|instances_{name}(?!val|idation).*\.json", re.IGNORECASE)
+        pattern = re.compile(
+            rf"{name}\.json|instances_{name}(?!val|idation).*\.json", re.IGNORECASE
+        )
         paths = [path for folder in folders for path in sorted(folder.glob("*.json"))]
         paths = [path for path in paths if pattern.fullmatch(path.name)]
         for path in [*paths, root / name / "_annotations.coco.json"]:
@@ -292,3 +300,13 @@ def _set_num_classes(model, count):
     if isinstance(model, (list, tuple)):
         return sum(_set_num_classes(value, count) for value in model)
     return 0
+
+
+def print_command(root: str | Path):
+    """Print how to train on the set in ``root``, or what is still missing for it."""
+    try:
+        find_splits(root)
+    except DataError as error:
+        print(f"not ready to train on: {error}")
+    else:
+        print(f"train on it: python tools/train.py CONFIG --data {root}")

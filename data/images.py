@@ -23,8 +23,8 @@ def check_headers(ann_file: str | Path, folder: str | Path, images: Sequence[dic
 
     That a set is good is remembered in ``.NAME.checked`` beside the annotation file, or in the
     user's cache directory where that cannot be written; where neither can, it is checked again. It
-    holds until the annotation file or the folder itself changes (by time and size): an image that is
-    overwritten in place later, or removed from a subfolder, is not noticed here.
+    holds until the annotation file or the folder itself changes (by time and size): an image that
+    is overwritten in place later, or removed from a subfolder, is not noticed here.
 
     Args:
         ann_file: where ``images`` come from.

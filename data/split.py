@@ -13,8 +13,8 @@ def stratify(labels: Sequence[Iterable[Hashable]], share: float, seed: int = 0) 
     """Draw about ``share`` of the images such that each class has this share of its images there.
 
     Iterative stratification (Sechidis, Tsoumakas and Vlahavas, "On the stratification of
-    multi-label data", 2011): the class with the fewest images left is dealt out first, each image to
-    the part that lacks most of that class. Images without a class are stratified as a class of
+    multi-label data", 2011): the class with the fewest images left is dealt out first, each image
+    to the part that lacks most of that class. Images without a class are stratified as a class of
     their own. A class of a single image stays undrawn, unless nothing else could be drawn.
 
     Args:
@@ -34,7 +34,8 @@ def stratify(labels: Sequence[Iterable[Hashable]], share: float, seed: int = 0) 
         raise DataError(f"{len(labels)} images cannot be split in two")
     shares = (1 - share, share)
     left = {
-        i: set(labels[i]) or {None} for i in random.Random(seed).sample(range(len(labels)), len(labels))
+        i: set(labels[i]) or {None}
+        for i in random.Random(seed).sample(range(len(labels)), len(labels))
     }
     totals = Counter(label for present in left.values() for label in present)
     lacking = [{label: part * total for label, total in totals.items()} for part in shares]

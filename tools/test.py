@@ -6,6 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dcndet.data.custom import use_data
 from dcndet.data.errors import DataError
 from dcndet.models.engine.cli import (
     config_parser,
@@ -19,11 +20,14 @@ from dcndet.models.engine.evaluation import evaluate
 def main():
     parser = config_parser("Evaluate a detector: print the COCO table and each class's AP.")
     parser.add_argument("checkpoint", help="path or URL of the weights")
+    parser.add_argument("--data", metavar="ROOT", help="test on the set in this folder instead")
     parser.add_argument("--out", metavar="JSON", help="write the detections as COCO result JSON")
     parser.add_argument("--show-dir", help="folder for the images with detections drawn on them")
     args = parser.parse_args()
 
     cfg = load_config(args)
+    if args.data is not None:
+        use_data(cfg, args.data, train=False)
     cfg.load_from = existing_checkpoint(args.checkpoint)
     evaluate(cfg, out=args.out, show_dir=args.show_dir)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dcndet.data.custom import use_data
 from dcndet.data.errors import DataError
 from dcndet.models.engine import EngineError, Runner
 from dcndet.models.engine.cli import (
@@ -19,6 +20,7 @@ from mmengine.device import is_cuda_available
 
 def main():
     parser = config_parser("Train a detector.")
+    parser.add_argument("--data", metavar="ROOT", help="train on the set in this folder instead")
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -39,6 +41,8 @@ def main():
     args = parser.parse_args()
 
     cfg = load_config(args)
+    if args.data is not None:
+        use_data(cfg, args.data)
     if args.amp:
         cfg.optim_wrapper.type = (
             "AmpOptimWrapper" if is_cuda_available() else "BFloat16OptimWrapper"
