@@ -13,7 +13,7 @@ from PIL import Image
 def photo(tmp_path):
     path = tmp_path / "photos" / "a.jpg"
     path.parent.mkdir()
-    Image.new("RGB", (40, 30)).save(path)
+    Image.effect_noise((40, 30), 64).save(path)
     (tmp_path / "train.json").write_text("{}")
     return path
 
@@ -60,7 +60,7 @@ def test_a_good_set_is_remembered(photo, monkeypatch):
 
 def test_a_bad_set_is_not_remembered(photo):
     for _ in range(2):
-        with pytest.raises(DataError, match="1 of the 2 images in .*train.json cannot be used"):
+        with pytest.raises(DataError, match=r"1 of the 2 images in .*train\.json cannot be used"):
             check(photo, entry(), entry(width=41))
 
 
