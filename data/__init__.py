@@ -1,4 +1,4 @@
-"""Detection data: registers DetectionDataset and LoadImageFromFile with mmdet's registry."""
+"""Detection data: registers DetectionDataset, DetectionMetric and LoadImageFromFile with mmdet."""
 
 from dcndet import quiet_import
 

@@ -9,6 +9,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+
+from dcndet.data.custom import use_data
 from dcndet.data.errors import DataError
 from dcndet.models.engine import EngineError, Runner
 from dcndet.models.engine.cli import (
@@ -22,6 +24,7 @@ from dcndet.models.engine.optim import amp_dtype
 
 def main():
     parser = config_parser("Train a detector.")
+    parser.add_argument("--data", metavar="ROOT", help="train on the set in this folder instead")
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -37,6 +40,8 @@ def main():
     args = parser.parse_args()
 
     cfg = load_config(args)
+    if args.data is not None:
+        use_data(cfg, args.data)
     if args.amp:
         half = amp_dtype(args.amp) == torch.float16
         cfg.optim_wrapper.type = "AmpOptimWrapper" if half else "BFloat16OptimWrapper"

@@ -48,7 +48,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 val_evaluator = dict(
-    type="CocoMetric",
+    type="DetectionMetric",
     ann_file=data_root + "annotations/test.json",
     metric="bbox",
     classwise=True,

@@ -46,7 +46,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 val_evaluator = dict(
-    type="CocoMetric",
+    type="DetectionMetric",
     ann_file=data_root + "annotations/instances_val2017.json",
     metric="bbox",
     classwise=True,
