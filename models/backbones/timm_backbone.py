@@ -126,7 +126,11 @@ class TimmBackbone(BaseModule):
         # Where timm flattens a sequence, 'stages.1' of its feature_info is the module 'stages_1'.
         names = [name.replace(".", "_") + "_" for name, _ in modules]
         ends = [info["module"].replace(".", "_") + "_" for info in self.body.feature_info.info]
-        last = [max(i for i, name in enumerate(names) if name.startswith(end)) for end in ends]
+        # What no feature map of out_indices needs, timm leaves out of some networks.
+        last = [
+            max((i for i, name in enumerate(names) if name.startswith(end)), default=len(names))
+            for end in ends
+        ]
         return [
             (sum(i > end for end in last), name, module) for i, (name, module) in enumerate(modules)
         ]
