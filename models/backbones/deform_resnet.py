@@ -1,6 +1,7 @@
 """ResNet and ResNeXt with deformable 3×3 convolutions (arXiv 1811.11168, section 3.1)."""
 
 import re
+from collections.abc import Sequence
 
 from mmdet.models.backbones import ResNet, ResNeXt
 from mmdet.registry import MODELS
@@ -38,10 +39,10 @@ class _Deform:
         super().__init__(*args, **kwargs)
         _check_depth(self.depth, self.init_cfg)
         if deform is not None:
-            self._make_deformable(**_checked(deform, self.num_stages))
+            self._make_deformable(**checked(deform, self.num_stages))
             self._freeze_stages()  # once more, for the layers that have just been put in
 
-    def _make_deformable(self, layers, stages, modulated, deform_groups) -> None:
+    def _make_deformable(self, **settings) -> None:
         convs = [
             (stage, block, name)
             for stage, layer in enumerate(self.res_layers)
@@ -49,16 +50,7 @@ class _Deform:
             for name in ("conv1", "conv2")
             if getattr(block, name).kernel_size == (3, 3)
         ]
-        if layers is None:
-            chosen = [(block, name) for stage, block, name in convs if stages[stage]]
-        else:
-            if layers > len(convs):
-                raise ValueError(
-                    f"deform: layers={layers}, but this backbone has {len(convs)} 3×3 convolutions"
-                )
-            chosen = [(block, name) for _, block, name in convs[len(convs) - layers :]]
-        for block, name in chosen:
-            setattr(block, name, _deformed(getattr(block, name), modulated, deform_groups))
+        make_deformable(convs, **settings)
 
 
 @MODELS.register_module()
@@ -81,7 +73,7 @@ def _check_depth(depth: int, init_cfg) -> None:
         )
 
 
-def _checked(deform: dict, num_stages: int) -> dict:
+def checked(deform: dict, num_stages: int) -> dict:
     settings = dict(layers=None, stages=None, modulated=True, deform_groups=1)
     unknown = sorted(set(deform) - set(settings))
     if unknown:
@@ -97,9 +89,40 @@ def _checked(deform: dict, num_stages: int) -> dict:
     return settings
 
 
+def make_deformable(
+    convs: list[tuple[int, nn.Module, str]],
+    layers: int | None,
+    stages: Sequence[bool] | None,
+    modulated: bool,
+    deform_groups: int,
+    kinds: tuple[type, ...] = (nn.Conv2d,),
+) -> None:
+    """Replace those of a backbone's convolutions that `checked` settings choose.
+
+    Args:
+        convs: (stage, parent module, name in it) of all that could be, from input to output.
+        kinds: the classes whose geometry a `DeformConv2d` can take over.
+
+    Raises:
+        ValueError: more layers than there are, or a convolution of another kind.
+    """
+    if layers is None:
+        chosen = [(block, name) for stage, block, name in convs if stages[stage]]
+    else:
+        if layers > len(convs):
+            raise ValueError(
+                f"deform: layers={layers}, but this backbone has {len(convs)} convolutions that "
+                "could be deformable"
+            )
+        chosen = [(block, name) for _, block, name in convs[len(convs) - layers :]]
+    for block, name in chosen:
+        conv = getattr(block, name)
+        if type(conv) not in kinds:
+            raise ValueError(f"deform: cannot replace a {type(conv).__name__}, only a Conv2d")
+        setattr(block, name, _deformed(conv, modulated, deform_groups))
+
+
 def _deformed(conv: nn.Conv2d, modulated: bool, deform_groups: int) -> DeformConv2d:
-    if type(conv) is not nn.Conv2d:
-        raise ValueError(f"deform: cannot replace a {type(conv).__name__}, only a Conv2d")
     deformed = DeformConv2d(
         conv.in_channels,
         conv.out_channels,

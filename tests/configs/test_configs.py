@@ -41,7 +41,7 @@ def test_every_config_builds(file):
     assert ("dpool" in file) == any("offset_fc" in name for name in names)
     assert ("mimic" in file) == ("mimic.fc_cls.weight" in names)
     if "mimic" in file:
-        part = re.search(r"_mimic-?(\w*?)_", file)[1]
+        part = re.search(r"_mimic-?(\w*?)[_.]", file)[1]
         assert model.mimic.on == (part or "foreground")
     for loader in (config.train_dataloader, config.val_dataloader):
         dataset = DATASETS.build(dict(loader.dataset, lazy_init=True))
