@@ -1,4 +1,7 @@
-"""Builds dcn's CPU kernels; everything else about the package is in pyproject.toml."""
+"""Builds dcn's CPU kernels; everything else about the package is in pyproject.toml.
+
+They are a plain library, which `dcn` loads with ctypes: one wheel serves every Python.
+"""
 
 import hashlib
 import os
@@ -6,6 +9,7 @@ import platform
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 CSRC = Path("dcn/csrc")
@@ -31,7 +35,10 @@ def fingerprint() -> str:
 
 
 class BuildKernels(build_ext):
-    """Gives each file the flags of its instruction set."""
+    """Gives each file the flags of its instruction set, and the library a name without Python's."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return f"{fullname.replace('.', '/')}.so"
 
     def build_extension(self, ext: Extension) -> None:
         self.force = True  # times of files do not tell whether the flags are the same
@@ -45,8 +52,15 @@ class BuildKernels(build_ext):
         super().build_extension(ext)
 
 
+class Wheel(bdist_wheel):
+    """For any Python 3 on this platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
     ext_modules=[
         Extension(
             "dcn._kernels",

@@ -1,5 +1,8 @@
-"""Detection data: registers DetectionDataset and LoadImage with mmdet's registry."""
+"""Detection data: registers DetectionDataset, DetectionMetric and LoadImageFromFile with mmdet."""
 
-from . import coco, loading
+from dcndet import quiet_import
+
+with quiet_import():
+    from . import coco, loading
 
 __all__ = ["coco", "loading"]

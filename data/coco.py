@@ -7,15 +7,17 @@ the origin at the upper left corner of the upper left pixel.
 import json
 import logging
 import math
-import os
 from collections import Counter
+from pathlib import Path
 
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
-from mmdet.registry import DATASETS
+from mmdet.evaluation import CocoMetric
+from mmdet.registry import DATASETS, METRICS
 from mmengine.logging import print_log
 
 from .errors import DataError
+from .images import check_headers
 
 REQUIRED = {
     "images": {"id": int, "file_name": str, "width": (int, float), "height": (int, float)},
@@ -39,27 +41,43 @@ class DetectionDataset(CocoDataset):
     Takes CocoDataset's arguments. A box that is not four finite numbers, has no area or lies
     outside of its image is dropped with a warning in training, and so is one of less than a pixel.
     In evaluation (``test_mode=True``) such a box (save the last kind) is an error, because
-    CocoMetric reads ``ann_file`` itself and counts it as an object never found, which lowers AP and
+    the metric reads ``ann_file`` itself and counts it as an object never found, which lowers AP and
     says nothing. An image with no object is fine: ``filter_cfg=dict(filter_empty_gt=True)`` leaves
-    it out of training, evaluation keeps it.
+    it out of training, evaluation keeps it. A missing ``iscrowd`` is taken as 0 and a missing
+    ``area`` as width x height of the box, with one warning per file; :class:`DetectionMetric` reads
+    the file in the same way.
+
+    Images on local disks (so not with ``backend_args``) are looked up and their headers are read
+    by :func:`.images.check_headers`, once per state of the file and the folder. No pixel is
+    decoded: a picture that is damaged further on is refused by ``LoadImage`` when training reaches
+    it, or before by ``tools/check_data.py``.
 
     Raises:
         DataError: ``ann_file`` is missing, empty, not JSON or not in COCO format, repeats an id, or
             refers to an image or category that it does not define; the classes in ``metainfo`` are
-            not among its categories, in their order; images are missing or have no bytes (looked up
-            on local disks only, so not with ``backend_args``); training would see no object at all.
+            not among its categories, in their order; images are missing, have no bytes, are none,
+            or are of another size than annotated; training would see no object at all.
     """
 
     def COCOAPI(self, path):
         # load_data_list calls self.COCOAPI(path) for an index of the file. As a method it also
         # knows the classes and the image folder, and the file is parsed only once.
         coco = COCO()
-        coco.dataset = self._read(path)
-        self._check_classes(coco.dataset)
-        self._check_images(coco.dataset["images"])
+        coco.dataset, filled = read_annotations(path, self.ann_file, self.test_mode)
+        if filled:
+            self._warn(filled)
+        self.check_classes(coco.dataset)
+        if self.backend_args is None:
+            check_headers(self.ann_file, self.data_prefix["img"], coco.dataset["images"])
         self._drop_bad_boxes(coco.dataset)
         coco.createIndex()
         coco.cat_img_map = coco.catToImgs  # the wrapper's alias still holds the empty index
+        classes = self.metainfo["classes"]
+        print_log(
+            f"{self.ann_file}: {len(coco.imgs)} images, {len(coco.anns)} objects; "
+            f"{len(classes)} classes: {_first(list(classes), ', ', limit=10)}",
+            logger="current",
+        )
         return coco
 
     def filter_data(self):
@@ -72,65 +90,8 @@ class DetectionDataset(CocoDataset):
             )
         return data_list
 
-    def _read(self, path):
-        try:
-            with open(path, encoding="utf-8") as file:
-                content = file.read()
-        except OSError as error:
-            raise DataError(
-                f"cannot read annotation file {self.ann_file}: {error.strerror}"
-            ) from error
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"annotation file {self.ann_file} is not text in UTF-8: {error}"
-            ) from error
-        if not content.strip():
-            raise DataError(f"annotation file {self.ann_file} is empty")
-        try:
-            dataset = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise DataError(f"annotation file {self.ann_file} is broken JSON: {error}") from error
-        if self.test_mode and isinstance(dataset, dict):
-            dataset.setdefault("annotations", [])  # COCO's own test files have none
-        self._check_format(dataset)
-        return dataset
-
-    def _check_format(self, dataset):
-        refusal = f"annotation file {self.ann_file} is not in COCO format: "
-        if not isinstance(dataset, dict):
-            raise DataError(f"{refusal}it holds a {type(dataset).__name__}, not an object")
-        for key, fields in REQUIRED.items():
-            entries = dataset.get(key)
-            if not isinstance(entries, list):
-                raise DataError(f"{refusal}it has no list {key!r}")
-            for i, entry in enumerate(entries):
-                for field, kind in fields.items():
-                    if not isinstance(entry, dict) or field not in entry:
-                        raise DataError(f"{refusal}{key}[{i}] has no {field!r}")
-                    if not isinstance(entry[field], kind):
-                        raise DataError(
-                            f"{refusal}{key}[{i}] has the {field} {entry[field]!r}, "
-                            f"which is a {type(entry[field]).__name__}"
-                        )
-            counts = Counter(entry["id"] for entry in entries)
-            if repeated := [str(i) for i, count in counts.items() if count > 1]:
-                raise DataError(
-                    f"annotation file {self.ann_file} has ids more than once in {key!r}: "
-                    + _first(repeated, ", ")
-                )
-        for key, plural in (("image_id", "images"), ("category_id", "categories")):
-            known = {entry["id"] for entry in dataset[plural]}
-            if unknown := [
-                f"annotation {ann['id']} ({key} {ann[key]})"
-                for ann in dataset["annotations"]
-                if ann[key] not in known
-            ]:
-                raise DataError(
-                    f"annotation file {self.ann_file} has annotations whose {key} is not in "
-                    f"{plural!r}: {_first(unknown, ', ')}"
-                )
-
-    def _check_classes(self, dataset):
+    def check_classes(self, dataset: dict):
+        """Refuse a COCO file's content if its categories are not the classes of ``metainfo``."""
         names = [category["name"] for category in dataset["categories"]]
         classes = list(self.metainfo["classes"])
         unused = [name for name in names if name not in classes]
@@ -149,37 +110,8 @@ class DetectionDataset(CocoDataset):
                 f"left out, because the config's classes do not name them: {', '.join(unused)}"
             )
 
-    def _check_images(self, images):
-        if self.backend_args is not None:
-            return
-        folder = self.data_prefix["img"]
-        bad = []
-        for image in images:
-            path = os.path.join(folder, image["file_name"])
-            try:
-                if os.stat(path).st_size == 0:
-                    bad.append(f"{path}: zero bytes")
-            except OSError as error:
-                bad.append(f"{path}: {error.strerror}")
-        if bad:
-            raise DataError(
-                f"{len(bad)} of the {len(images)} images in {self.ann_file} cannot be read:\n  "
-                + _first(bad)
-            )
-
     def _drop_bad_boxes(self, dataset):
-        images = {image["id"]: image for image in dataset["images"]}
-        good, bad = [], []
-        for ann in dataset["annotations"]:
-            image = images[ann["image_id"]]
-            fault = _box_fault(ann, image, self.test_mode)
-            if fault is None:
-                good.append(ann)
-            else:
-                bad.append(
-                    f"annotation {ann['id']}, image {image['file_name']}: bbox {ann['bbox']}, "
-                    f"area {ann['area']}: {fault}"
-                )
+        good, bad = sort_boxes(dataset, self.test_mode)
         if bad and self.test_mode:
             raise DataError(
                 f"{self.ann_file}: evaluation would count {len(bad)} bad boxes as objects never "
@@ -196,6 +128,133 @@ class DetectionDataset(CocoDataset):
 
     def _warn(self, message):
         print_log(f"{self.ann_file}: {message}", logger="current", level=logging.WARNING)
+
+
+@METRICS.register_module()
+class DetectionMetric(CocoMetric):
+    """mmdet's CocoMetric that takes an ``ann_file`` without ``iscrowd`` or ``area``, too.
+
+    Takes CocoMetric's arguments, and fills in what DetectionDataset does.
+
+    Raises:
+        DataError: ``ann_file`` cannot be read.
+    """
+
+    def __init__(self, ann_file: str | None = None, **settings):
+        try:
+            super().__init__(ann_file, **settings)
+        except OSError as error:
+            raise DataError(f"cannot read annotation file {ann_file}: {error.strerror}") from error
+        if self._coco_api is not None:
+            _fill_in(self._coco_api.dataset.get("annotations", []))
+
+
+def read_annotations(
+    path: str | Path, name: str | Path | None = None, test_mode: bool = False
+) -> tuple[dict, str]:
+    """The content of a COCO file, checked, with missing ``iscrowd`` and ``area`` filled in.
+
+    Args:
+        path: the file.
+        name: what errors call it; default ``path``.
+        test_mode: the file may have no list of annotations, as COCO's own test files.
+
+    Returns:
+        The content, and a line that says what was filled in, empty if nothing was.
+
+    Raises:
+        DataError: it is missing, empty, not JSON or not in COCO format.
+    """
+    name = path if name is None else name
+    try:
+        content = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot read annotation file {name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"annotation file {name} is not text in UTF-8: {error}") from error
+    if not content.strip():
+        raise DataError(f"annotation file {name} is empty")
+    try:
+        dataset = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise DataError(f"annotation file {name} is broken JSON: {error}") from error
+    if test_mode and isinstance(dataset, dict):
+        dataset.setdefault("annotations", [])
+    filled = ""
+    if isinstance(dataset, dict) and isinstance(dataset.get("annotations"), list):
+        filled = _fill_in(dataset["annotations"])
+    _check_format(dataset, name)
+    return dataset, filled
+
+
+def _fill_in(annotations):
+    counts = Counter()
+    for ann in annotations:
+        if isinstance(ann, dict) and "iscrowd" not in ann:
+            ann["iscrowd"] = 0
+            counts["iscrowd (as 0)"] += 1
+        if isinstance(ann, dict) and "area" not in ann:
+            box = ann.get("bbox")
+            ann["area"] = box[2] * box[3] if _is_box(box) else None
+            counts["area (as width x height)"] += 1
+    if not counts:
+        return ""
+    return "filled in where missing: " + ", ".join(
+        f"{what} in {count} of {len(annotations)} annotations" for what, count in counts.items()
+    )
+
+
+def _check_format(dataset, name):
+    refusal = f"annotation file {name} is not in COCO format: "
+    if not isinstance(dataset, dict):
+        raise DataError(f"{refusal}it holds a {type(dataset).__name__}, not an object")
+    for key, fields in REQUIRED.items():
+        entries = dataset.get(key)
+        if not isinstance(entries, list):
+            raise DataError(f"{refusal}it has no list {key!r}")
+        for i, entry in enumerate(entries):
+            for field, kind in fields.items():
+                if not isinstance(entry, dict) or field not in entry:
+                    raise DataError(f"{refusal}{key}[{i}] has no {field!r}")
+                if not isinstance(entry[field], kind):
+                    raise DataError(
+                        f"{refusal}{key}[{i}] has the {field} {entry[field]!r}, "
+                        f"which is a {type(entry[field]).__name__}"
+                    )
+        counts = Counter(entry["id"] for entry in entries)
+        if repeated := [str(i) for i, count in counts.items() if count > 1]:
+            raise DataError(
+                f"annotation file {name} has ids more than once in {key!r}: "
+                + _first(repeated, ", ")
+            )
+    for key, plural in (("image_id", "images"), ("category_id", "categories")):
+        known = {entry["id"] for entry in dataset[plural]}
+        if unknown := [
+            f"annotation {ann['id']} ({key} {ann[key]})"
+            for ann in dataset["annotations"]
+            if ann[key] not in known
+        ]:
+            raise DataError(
+                f"annotation file {name} has annotations whose {key} is not in "
+                f"{plural!r}: {_first(unknown, ', ')}"
+            )
+
+
+def sort_boxes(dataset: dict, test_mode: bool) -> tuple[list[dict], list[str]]:
+    """The annotations whose boxes are good, and a line for each of the others."""
+    images = {image["id"]: image for image in dataset["images"]}
+    good, bad = [], []
+    for ann in dataset["annotations"]:
+        image = images[ann["image_id"]]
+        fault = _box_fault(ann, image, test_mode)
+        if fault is None:
+            good.append(ann)
+        else:
+            bad.append(
+                f"annotation {ann['id']}, image {image['file_name']}: bbox {ann['bbox']}, "
+                f"area {ann['area']}: {fault}"
+            )
+    return good, bad
 
 
 def write_annotations(path, classes, images, annotations, info):
@@ -218,6 +277,11 @@ def write_annotations(path, classes, images, annotations, info):
             for i, ann in enumerate(annotations, 1)
         ],
     }
+    write_json(path, content)
+
+
+def write_json(path: Path, content: dict):
+    """Write ``content`` at ``path``, whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
@@ -227,7 +291,7 @@ def write_annotations(path, classes, images, annotations, info):
 def _box_fault(ann, image, test_mode):
     """What is wrong with an annotation's box, or None."""
     box = ann["bbox"]
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, [*box, ann["area"]])):
+    if not _is_box(box) or not _is_finite(ann["area"]):
         return "not finite numbers"
     x, y, width, height = box
     if width <= 0 or height <= 0 or (ann["area"] <= 0 and not test_mode):
@@ -238,6 +302,10 @@ def _box_fault(ann, image, test_mode):
     if not test_mode and min(width, height) < 1:
         return "less than one pixel wide or high"
     return None
+
+
+def _is_box(box):
+    return isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))
 
 
 def _is_finite(value):

@@ -2,9 +2,9 @@
 
 import io
 
+import mmcv.transforms
 import mmengine.fileio as fileio
 import numpy as np
-from mmcv.transforms import LoadImageFromFile
 from mmdet.registry import TRANSFORMS
 from PIL import Image, ImageOps
 
@@ -12,8 +12,11 @@ from .errors import DataError
 
 
 @TRANSFORMS.register_module()
-class LoadImage(LoadImageFromFile):
-    """mmcv's LoadImageFromFile that refuses what OpenCV decodes in silence.
+class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
+    """mmcv's transform of this name, but it refuses what OpenCV decodes silently.
+
+    It has the same name because mmdet's inferencers look for it in a pipeline; mmdet's registry
+    finds this one before mmcv's, which stays ``mmengine.LoadImageFromFile``.
 
     OpenCV fills up a truncated file with grey, and mmcv's Pillow backend clips 16 bits to white.
     Needs ``img_path``, and compares with ``height`` and ``width`` [pixels] where the dataset gives

@@ -5,3 +5,4 @@ from .deform_conv import DeformConv2d, deform_conv2d
 from .deform_roi_pool import DeformRoIPool, deform_roi_pool
 
 __all__ = ["DeformConv2d", "DeformRoIPool", "deform_conv2d", "deform_roi_pool"]
+__version__ = "0.1.0"

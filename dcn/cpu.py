@@ -6,7 +6,6 @@ thread pool, as both use OpenMP.
 
 import ctypes
 import hashlib
-import importlib.machinery
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -66,11 +65,11 @@ def fingerprint(sources: Path) -> str:
 def _load() -> ctypes.CDLL:
     """The kernels; ImportError says why there are none."""
     # Beside this file and nowhere else: another copy of dcn may be installed.
-    spec = importlib.machinery.PathFinder.find_spec("dcn._kernels", [str(Path(__file__).parent)])
-    if spec is None:
+    file = Path(__file__).with_name("_kernels.so")
+    if not file.exists():
         raise ImportError("they have not been built")
     try:
-        library = ctypes.CDLL(spec.origin)
+        library = ctypes.CDLL(str(file))
     except OSError as error:
         raise ImportError(str(error)) from error
     library.dcn_sources.restype = library.dcn_capability.restype = ctypes.c_char_p

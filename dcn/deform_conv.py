@@ -23,14 +23,14 @@ def deform_conv2d(
     y(p) = sum_k w_k · x(p + p_k + Δp_k) · Δm_k    (arXiv 1811.11168, equation 1)
 
     x is sampled bilinearly and is zero outside the image; a sample whose offset is not finite is
-    zero. The call and its values are those of `torchvision.ops.deform_conv2d`. Let K = kh·kw, and
-    G the number of deform groups, which share one offset a kernel point.
+    zero. The signature and the values are those of `torchvision.ops.deform_conv2d`. K = kh·kw, and
+    G is the number of deform groups: the channels of a group share one offset per kernel point.
 
-    On an NVIDIA GPU tensor cores multiply the samples and, for the input's gradient, sums of the
-    output's, both rounded to the input's dtype (a float16 has to hold them); float32 as
-    `torch.backends.cudnn` says of convolutions, by default in TF32. The same bits every time take
-    `torch.use_deterministic_algorithms(True)`. Its backward pass takes less than 2^29 positions
-    N·H_out·W_out.
+    On an NVIDIA GPU, tensor cores multiply the samples and, for the gradient of the input, sums of
+    output gradients. Both are rounded to the input's dtype, so float16 has to be able to hold them.
+    float32 is multiplied as `torch.backends.cudnn` sets it for convolutions, by default in TF32.
+    `torch.use_deterministic_algorithms(True)` gives the same bits every time. The backward pass
+    needs N·H_out·W_out to be below 2^29.
 
     Args:
         input: [N, C_in, H, W], float64, float32, float16 or bfloat16.
@@ -45,7 +45,7 @@ def deform_conv2d(
         [N, C_out, H_out, W_out] of the input's dtype; channels-last if the input is.
 
     Raises:
-        TypeError: an argument is no tensor, or dtypes differ or are not among those above.
+        TypeError: an argument is not a tensor, or dtypes differ or are not among those above.
         ValueError: shapes or devices that do not fit together, or a stride, padding or dilation
             out of range.
 
@@ -103,7 +103,7 @@ def deform_conv2d(
 class DeformConv2d(nn.Conv2d):
     """Deformable convolution that predicts its own offsets (and masks, when modulated).
 
-    One more convolution on the same input, `conv_offset`, of the same kernel, stride, padding and
+    Another convolution on the same input, `conv_offset`, with the same kernel, stride, padding and
     dilation, yields 2·G·K offset channels, then G·K mask logits (K = kh·kw, G = deform_groups).
     It starts at zero: Δp = 0, Δm = sigmoid(0) = 0.5 (arXiv 1811.11168, section 3.1). The paper
     trains it at a tenth of the learning rate.

@@ -21,37 +21,37 @@ def deform_roi_pool(
     sampling_ratio: int = 0,
     gamma: float = 0.1,
 ) -> Tensor:
-    """Deformable RoI pooling; RoIAlign (aligned) without an offset and a mask.
+    """Deformable RoI pooling; without an offset and a mask it is RoIAlign (aligned).
 
     y(k) = sum_j x(p_kj + Δp_k) · Δm_k / n_k    (arXiv 1811.11168, equation 2)
 
-    Every RoI is cut into ph × pw bins; bin k is the mean of its n_k bilinear samples, moved as a
-    whole by Δp_k and multiplied by Δm_k. Samples up to one pixel outside the map read its edge,
-    those further out zero, and so does one that is not finite. The values are those of
+    Every RoI is cut into ph × pw bins. Bin k is the mean of its n_k bilinear samples, which move
+    together by Δp_k, multiplied by Δm_k. Samples up to one pixel outside the map read its edge;
+    those further out, and those that are not finite, read zero. The values are those of
     `mmcv.ops.deform_roi_pool`, and of `torchvision.ops.roi_align(aligned=True)`.
 
-    On an NVIDIA GPU the gradient of the input is summed in any order. Under
+    On an NVIDIA GPU the gradient of the input is summed in no fixed order. Under
     `torch.use_deterministic_algorithms(True)` the definition in plain PyTorch computes the
-    gradients: slower, and it waits for the GPU, so that no CUDA graph can capture it.
+    gradients, which is slower and waits for the GPU, so no CUDA graph can capture it.
 
     Args:
         input: [N, C, H, W], float64, float32, float16 or bfloat16.
-        rois: [K, 5], (batch index, x1, y1, x2, y2) in pixels of the image. Of the input's dtype or
-            float32, which 16-bit inputs should take: bfloat16 holds no integer above 256 exactly.
-            They get no gradient.
+        rois: [K, 5], (batch index, x1, y1, x2, y2) in pixels of the image. They have
+            the input's dtype or float32. With 16-bit inputs use float32, because bfloat16 does not
+            hold every integer above 256. They get no gradient.
         output_size: ph × pw, an int or a pair.
         offset: [K, 2, ph, pw] in (x, y) order; Δp = gamma · offset · (RoI width, RoI height).
         mask: [K, 1, ph, pw], the modulation Δm.
         spatial_scale: size of the feature map over that of the image, 1 / stride.
-        sampling_ratio: samples a side of a bin, up to 1000; 0 takes ceil(bin size in pixels of the
-            map), and none, so zero, for a bin over twice the map's size.
+        sampling_ratio: samples per side of a bin, up to 1000; 0 takes ceil(bin size in pixels of
+            the map), or none for a bin over twice the size of the map, which then pools zero.
         gamma: scale of the offsets.
 
     Returns:
         [K, C, ph, pw] of the input's dtype; contiguous, as fully connected layers take it.
 
     Raises:
-        TypeError: an argument is no tensor, or dtypes differ or are not among those above.
+        TypeError: an argument is not a tensor, or dtypes differ or are not among those above.
         ValueError: shapes or devices that do not fit together, an empty output_size, a
             spatial_scale or sampling_ratio out of range, or a batch index that names no image. On
             an NVIDIA GPU, where a look at the indices would have to wait for it, such an RoI pools
@@ -94,7 +94,7 @@ class DeformRoIPool(nn.Module):
 
     The RoIs are pooled plainly first; fully connected layers on those features yield the offsets
     and mask logits of a second, deformed pooling (arXiv 1811.11168, section 3.2). The last layers
-    start at zero (Δp = 0, Δm = 0.5), those before from a Gaussian of standard deviation 0.01.
+    start at zero (Δp = 0, Δm = 0.5), the others from a Gaussian of standard deviation 0.01.
 
     Args:
         output_size: ph × pw, an int or a pair.
@@ -105,7 +105,7 @@ class DeformRoIPool(nn.Module):
         shared_fc: True is the paper's branch, `offset_fc`: two hidden layers, then one of 3·ph·pw
             (offsets, then mask logits) or, not modulated, 2·ph·pw. False is mmcv's layout, for
             its checkpoints: masks come from a branch of their own, `mask_fc`, with one hidden
-            layer. Not modulated, the two are the same.
+            layer. Without modulation the two are the same.
 
     Shapes: [N, C, H, W] and RoIs [K, 5] -> [K, C, ph, pw].
     """

@@ -1,9 +1,21 @@
 """Detector parts, registered with mmdet: importing it makes their names known."""
 
+from dcndet import quiet_import
+
 from . import mmcv_ext
 
 mmcv_ext.register()  # before anything imports mmdet
 
-from . import backbones, detectors, engine, roi_heads  # noqa: E402
+with quiet_import():
+    from . import backbones, detectors, engine, roi_heads, visualization
+    from .inference import Detections, Detector
 
-__all__ = ["backbones", "detectors", "engine", "roi_heads"]
+__all__ = [
+    "Detections",
+    "Detector",
+    "backbones",
+    "detectors",
+    "engine",
+    "roi_heads",
+    "visualization",
+]

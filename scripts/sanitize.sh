@@ -8,15 +8,15 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=$PWD/.venv/bin/python
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-cp -r dcn tests pyproject.toml setup.py "$work"
+cp -r dcn tests pyproject.toml setup.py LICENSE "$work"
 cd "$work"
-rm -f dcn/_kernels*
+rm dcn/_kernels.so
 
 export CC=gcc CXX=g++ CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g"
 export LDFLAGS="-fsanitize=address,undefined" DCN_REQUIRE_KERNELS=1
 "$python" setup.py -q build_ext --inplace
 for check in __asan_report_load4 __asan_report_store4 __ubsan_handle_; do
-    nm -D dcn/_kernels*.so | grep "$check" >/dev/null || {
+    nm -D dcn/_kernels.so | grep "$check" >/dev/null || {
         echo "sanitize: the kernels were built without $check" >&2
         exit 1
     }

@@ -4,10 +4,13 @@
 pytest tests/dcn/test_deform_conv.py tests/dcn/test_deform_roi_pool.py --kernels triton
 """
 
+import importlib
 import os
+from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 import dcn
 from tests.dcn.interpreter import mend_bfloat16
@@ -18,6 +21,7 @@ if not torch.cuda.is_available():
 
 def pytest_addoption(parser):
     parser.addoption("--kernels", choices=["cpu", "triton"], default="cpu")
+    parser.addoption("--store-mmcv-values", action="store_true")
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +49,36 @@ def kernels(interpreted):
         library.impl(name, dcn.triton.operator(name), "CPU", allow_override=True)
     yield
     library._destroy()
+
+
+def mmcv_is_compiled() -> bool:
+    try:
+        return not importlib.import_module("mmcv._ext").__file__.endswith(".py")
+    except ImportError:
+        return False
+
+
+@pytest.fixture(params=["stored", "live"])
+def from_mmcv(request):
+    """Takes a function that runs mmcv's operators; gives what it returns now, or did when stored.
+
+    Where mmcv is compiled (./scripts/setup.sh --mmcv-ops), this stores it anew in mmcv_values.pt:
+    pytest tests/dcn tests/models -k mmcv --store-mmcv-values
+    """
+    live, store = request.param == "live", request.config.getoption("--store-mmcv-values")
+    if (live or store) and not mmcv_is_compiled():
+        pytest.skip("mmcv has no compiled operators here: ./scripts/setup.sh --mmcv-ops")
+    file = Path(__file__).with_name("mmcv_values.pt")
+    name = request.node.nodeid.replace("stored-", "").replace("-stored", "").replace("[stored]", "")
+
+    def values(compute):
+        if live:
+            return compute()
+        stored = torch.load(file, weights_only=True) if file.exists() else {}
+        if store:
+            # A view would be saved with all of its storage.
+            stored[name] = tree_map_only(torch.Tensor, torch.clone, compute())
+            torch.save(stored, file)
+        return stored[name]
+
+    return values

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Measure operators or detectors beside others: tools/benchmark.py ops|detector --device cpu|cuda.
 
-And what the kernels for the GPU compile to, without one: tools/benchmark.py kernels.
+What the kernels for the GPU compile to, without one: tools/benchmark.py kernels. The Markdown page
+and the plot, again, from figures that were measured: tools/benchmark.py report FILE...
 """
 
 import argparse
@@ -11,81 +12,92 @@ import importlib.util
 import json
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from tools.benchmarks import measure, measure_cuda, ops, ops_cuda, report, report_cuda
+from tools.benchmarks import measure, ops, report
 
 REPEATS = {"cpu": 7, "cuda": 50}
+PACKAGES = {"mmcv": "onedl-mmcv", "mmdet": "onedl-mmdetection"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure operators or detectors beside others.")
-    parser.add_argument(
-        "what",
-        choices=["ops", "detector", "kernels"],
-        help="ops: beside F.conv2d, torchvision and, on a CPU where it is installed, mmcv; "
-        "detector: beside mmdet's own; kernels: what those for the GPU compile to, without one",
-    )
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=positive, default=2)
-    parser.add_argument(
-        "--repeats",
-        type=positive,
-        help="(default: {cpu} on a CPU, {cuda} on a GPU)".format(**REPEATS),
-    )
-    parser.add_argument(
-        "--empty",
-        action="store_true",
-        help="with --device cuda and no GPU: write the tables without a measurement",
-    )
-    parser.add_argument(
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0] + ".")
+    commands = parser.add_subparsers(dest="what", required=True)
+    into = argparse.ArgumentParser(add_help=False)
+    into.add_argument(
         "--out",
         type=Path,
         default=Path("work_dirs/benchmarks"),
         help="folder for the JSON, the tables and the plot (default: %(default)s)",
     )
+    for name, text in (
+        ("ops", "the operators beside F.conv2d, torchvision and, on a CPU, a compiled mmcv"),
+        ("detector", "a training step and inference beside mmdet's, where mmcv is compiled"),
+    ):
+        command = commands.add_parser(name, parents=[into], help=text, description=text)
+        command.add_argument("--device", choices=REPEATS, default="cpu")
+        command.add_argument("--threads", type=positive, default=2)
+        repeats = "default: {cpu} on a CPU, {cuda} on a GPU".format(**REPEATS)
+        command.add_argument("--repeats", type=positive, help=repeats)
+    text = "what the kernels for the GPU compile to; no GPU is needed"
+    commands.add_parser("kernels", parents=[into], help=text, description=text)
+    text = "write the page and the plot beside each JSON again, without measuring"
+    again = commands.add_parser("report", help=text, description=text)
+    again.add_argument("files", nargs="+", type=measured, metavar="FILE")
     args = parser.parse_args()
-    if args.empty and args.device != "cuda":
-        parser.error("--empty: only with --device cuda")
-    if args.device == "cuda" and not args.empty and not measure_cuda.available():
-        parser.error("--device cuda: no GPU is at hand (--empty writes the tables without figures)")
-    torch.set_num_threads(args.threads)
+
+    if args.what == "report":
+        for path, result in args.files:
+            write_page(path, result)
+        return
+    device = getattr(args, "device", None)
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no GPU")
     try:  # before minutes of measuring
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"--out {args.out}: {error.strerror}")
-    path = args.out / (args.what if args.what == "kernels" else f"{args.what}_{args.device}")
-    files = path.with_suffix(".json"), path.with_suffix(".md")
-    for file in files if args.empty else ():
-        if file.exists() and report_cuda.NOT_MEASURED not in file.read_text():
-            parser.error(f"--empty: {file} holds measurements")
+    settings = {}
+    if device is not None:
+        torch.set_num_threads(args.threads)
+        repeats = args.repeats or REPEATS[device]
+        settings = dict(device=device, threads=args.threads, repeats=repeats)
+    result = dict(
+        benchmark=args.what,
+        command=shlex.join(["python", "tools/benchmark.py", *sys.argv[1:]]),
+        date=datetime.date.today().isoformat(),
+        machine=measure.machine(),
+        versions=versions(),
+        settings=settings,
+    )
+    if args.what == "ops":
+        result["sections"] = ops.run(**settings)
+    elif args.what == "detector":
+        from tools.benchmarks import detector  # needs mmdet, which the operators do not
 
-    result = {
-        "command": shlex.join(["python", "tools/benchmark.py", *sys.argv[1:]]),
-        "date": datetime.date.today().isoformat(),
-    }
-    if args.empty:
-        result["note"] = report_cuda.NOT_MEASURED
+        image = "{}×{}".format(*detector.SIZES[device])
+        settings |= dict(batch=detector.BATCH, image=image, dtype=detector.DTYPES[device])
+        result["sections"] = detector.run(device, repeats)
     else:
-        result |= {"machine": measure.machine(), "versions": versions(args.what, args.device)}
-    repeats = args.repeats or REPEATS[args.device]
-    if args.what == "kernels":
-        parts, markdown = compiled()
-    elif args.device == "cuda":
-        parts, markdown = on_cuda(args.what, repeats, args.empty)
-    else:
-        parts, markdown = on_cpu(args.what, repeats, args.threads)
-    result |= parts
-    text = markdown(result)
-    files[0].write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    files[1].write_text(text)
-    print(f"\n{text}\nWritten to {path}.json and .md")
-    if (args.what, args.device) != ("ops", "cpu"):
+        from tools.benchmarks import kernels  # needs Triton
+
+        result["sections"] = {"kernels": kernels.run()}
+    path = args.out / f"{'_'.join(filter(None, (args.what, device)))}.json"
+    # Eight digits are more than any clock here resolves.
+    rounded = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.8g}"))
+    path.write_text(lines(rounded, depth=3) + "\n")
+    write_page(path, rounded)
+
+
+def write_page(path: Path, result: dict) -> None:
+    text = report.page(result)
+    path.with_suffix(".md").write_text(text)
+    print(f"\n{text}\nWritten to {path.with_suffix('.md')}")
+    if result["benchmark"] != "ops" or result["settings"]["device"] != "cpu":
         return
     if importlib.util.find_spec("matplotlib") is None:
         print("No plot: matplotlib is not installed")
@@ -93,41 +105,23 @@ def main() -> None:
         report.ops_plot(result, path.with_suffix(".png"))
 
 
-def on_cpu(what: str, repeats: int, threads: int) -> tuple[dict, Callable[[dict], str]]:
-    """Settings, bars and measurements, and what makes tables of the result."""
-    settings = dict(threads=threads, repeats=repeats, dtype="float32")
-    if what == "ops":
-        sections = ops.run(repeats, threads)
-        bars = report.ops_bars(sections, threads)
-        return dict(settings=settings, bars=bars, sections=sections), report.ops_markdown
-    from tools.benchmarks import detector  # needs mmdet, which the operators do not
-
-    sections = detector.run(repeats)
-    settings.update(batch=detector.BATCH, image=f"{detector.HEIGHT}×{detector.WIDTH}")
-    bars = report.detector_bars(sections)
-    return dict(settings=settings, bars=bars, sections=sections), report.detector_markdown
+def lines(value: object, depth: int) -> str:
+    """JSON with a line for each item, down to that depth; what is deeper shares its line."""
+    if depth == 0 or not isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(lines(item, depth - 1) for item in value) + "\n]"
+    items = (f"{json.dumps(key)}: {lines(item, depth - 1)}" for key, item in value.items())
+    return "{\n" + ",\n".join(items) + "\n}"
 
 
-def on_cuda(what: str, repeats: int, empty: bool) -> tuple[dict, Callable[[dict], str]]:
-    """The same of a GPU; `empty`: without a measurement."""
-    settings = {} if empty else dict(repeats=repeats)
-    if what == "ops":
-        sections = ops_cuda.empty() if empty else ops_cuda.run(repeats)
-        bars = report_cuda.ops_bars(sections)
-        return dict(settings=settings, bars=bars, sections=sections), report_cuda.ops_markdown
-    from tools.benchmarks import detector_cuda  # needs mmdet
-
-    sections = detector_cuda.empty() if empty else detector_cuda.run(repeats)
-    settings |= detector_cuda.SETTINGS
-    bars = report_cuda.detector_bars(sections)
-    return dict(settings=settings, bars=bars, sections=sections), report_cuda.detector_markdown
-
-
-def compiled() -> tuple[dict, Callable[[dict], str]]:
-    """What becomes of the kernels, and what makes tables of it."""
-    from tools.benchmarks import kernels  # needs Triton
-
-    return dict(sections=dict(kernels=kernels.run())), kernels.markdown
+def measured(text: str) -> tuple[Path, dict]:
+    """The JSON that a benchmark wrote."""
+    try:
+        result = json.loads(Path(text).read_text())
+        return Path(text), result | {"benchmark": result["benchmark"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"{text}: not what a benchmark wrote ({error})") from None
 
 
 def positive(text: str) -> int:
@@ -137,21 +131,12 @@ def positive(text: str) -> int:
     return value
 
 
-def versions(what: str, device: str) -> dict[str, str]:
-    """Of the packages that take part."""
-    packages = {"torch": "torch"}
-    if what == "kernels" or device == "cuda":
-        packages["triton"] = "triton"
-    if what != "kernels":
-        packages |= {
-            "torchvision": "torchvision",
-            "mmcv": "onedl-mmcv",
-            "mmdet": "onedl-mmdetection",
-        }
+def versions() -> dict[str, str]:
+    """Of the packages that take part, as far as they are installed."""
     found = {}
-    for name, package in packages.items():
+    for name in ("torch", "triton", "torchvision", "mmcv", "mmdet"):
         try:
-            found[name] = importlib.metadata.version(package)
+            found[name] = importlib.metadata.version(PACKAGES.get(name, name))
         except importlib.metadata.PackageNotFoundError:
             continue
     return found

@@ -1,11 +1,16 @@
 #!/usr/bin/env python
 """Train a detector: tools/train.py CONFIG."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+
+from dcndet.data.custom import use_data
 from dcndet.data.errors import DataError
 from dcndet.models.engine import EngineError, Runner
 from dcndet.models.engine.cli import (
@@ -14,11 +19,12 @@ from dcndet.models.engine.cli import (
     load_config,
     one_line_errors,
 )
-from mmengine.device import is_cuda_available
+from dcndet.models.engine.optim import amp_dtype
 
 
 def main():
     parser = config_parser("Train a detector.")
+    parser.add_argument("--data", metavar="ROOT", help="train on the set in this folder instead")
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -27,22 +33,18 @@ def main():
         help="go on from this checkpoint; without a path from the newest of the work dir",
     )
     parser.add_argument(
-        "--amp",
-        action="store_true",
-        help="mixed precision: float16 with loss scaling on a GPU, bfloat16 on a CPU",
-    )
-    parser.add_argument(
         "--auto-scale-lr",
         action="store_true",
-        help="scale the learning rate by batch size / auto_scale_lr.base_batch_size",
+        help="scale the learning rate by batch size / auto_scale_lr.base_batch_size (the default)",
     )
     args = parser.parse_args()
 
     cfg = load_config(args)
+    if args.data is not None:
+        use_data(cfg, args.data)
     if args.amp:
-        cfg.optim_wrapper.type = (
-            "AmpOptimWrapper" if is_cuda_available() else "BFloat16OptimWrapper"
-        )
+        half = amp_dtype(args.amp) == torch.float16
+        cfg.optim_wrapper.type = "AmpOptimWrapper" if half else "BFloat16OptimWrapper"
     if args.auto_scale_lr:
         if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
             raise EngineError(
@@ -53,7 +55,15 @@ def main():
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else existing_checkpoint(args.resume)
 
-    Runner.from_cfg(cfg).train()
+    try:
+        Runner.from_cfg(cfg).train()
+    except KeyboardInterrupt:
+        kept = any(Path(cfg.work_dir).glob("*.pth"))
+        then = f"--resume goes on from the newest checkpoint in {cfg.work_dir}"
+        print(f"\nstopped; {then if kept else 'no checkpoint was written yet'}", file=sys.stderr)
+        # The process ends by the signal, as whoever started it expects.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -35,9 +35,6 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100)),
 )
 train_cfg = dict(max_epochs=4, val_interval=2)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=4, convert_to_iter_based=True),
-]
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
+auto_scale_lr = dict(base_batch_size=8)
 default_hooks = dict(logger=dict(interval=25), visualization=dict(interval=10))

@@ -152,7 +152,7 @@ def image_index(rois: Tensor, num_images: int) -> Tensor:
 
 
 def _samples_per_bin(bin_size: Tensor, sampling_ratio: int, size: int) -> Tensor:
-    """Samples a side of a bin, for every RoI: int64 [K].
+    """Samples per side of a bin, for every RoI: int64 [K].
 
     Adaptively (sampling_ratio 0), a bin over twice the map's size gets none and reads zero, so that
     an absurd RoI does not exhaust the memory.

@@ -1,3 +1,4 @@
 from .deform_resnet import DeformResNet, DeformResNeXt
+from .timm_backbone import TimmBackbone
 
-__all__ = ["DeformResNeXt", "DeformResNet"]
+__all__ = ["DeformResNeXt", "DeformResNet", "TimmBackbone"]

@@ -1,5 +1,8 @@
 """ResNet and ResNeXt with deformable 3×3 convolutions (arXiv 1811.11168, section 3.1)."""
 
+import re
+from collections.abc import Sequence
+
 from mmdet.models.backbones import ResNet, ResNeXt
 from mmdet.registry import MODELS
 from torch import nn
@@ -14,7 +17,8 @@ class _Deform:
         deform: None for the regular network, or a dict of
 
             - `layers` (int): the last so many 3×3 convolutions, counted from the output; or
-            - `stages` (sequence of bool, one a stage): all of those stages;
+            - `stages` (sequence of bool, one per stage): all of those stages. Where both are given,
+              `layers` counts, so that `model.backbone.deform.layers=9` works on every config;
             - `modulated` (bool): DCNv2 (True, the default) or DCNv1;
             - `deform_groups` (int): groups of channels with offsets of their own. Default 1.
 
@@ -26,17 +30,19 @@ class _Deform:
     load into it by the same names.
 
     Raises:
-        ValueError: `deform` has other keys, neither or both of `layers` and `stages`, more layers
-            than there are, or deform_groups that do not divide a layer's channels.
+        ValueError: `deform` has other keys, neither `layers` nor `stages`, more layers than there
+            are, or deform_groups that do not divide a layer's channels; or `init_cfg` names the
+            weights of another depth.
     """
 
     def __init__(self, *args, deform: dict | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        _check_depth(self.depth, self.init_cfg)
         if deform is not None:
-            self._make_deformable(**_checked(deform, self.num_stages))
+            self._make_deformable(**checked(deform, self.num_stages))
             self._freeze_stages()  # once more, for the layers that have just been put in
 
-    def _make_deformable(self, layers, stages, modulated, deform_groups) -> None:
+    def _make_deformable(self, **settings) -> None:
         convs = [
             (stage, block, name)
             for stage, layer in enumerate(self.res_layers)
@@ -44,16 +50,7 @@ class _Deform:
             for name in ("conv1", "conv2")
             if getattr(block, name).kernel_size == (3, 3)
         ]
-        if stages is not None:
-            chosen = [(block, name) for stage, block, name in convs if stages[stage]]
-        else:
-            if layers > len(convs):
-                raise ValueError(
-                    f"deform: layers={layers}, but this backbone has {len(convs)} 3×3 convolutions"
-                )
-            chosen = [(block, name) for _, block, name in convs[len(convs) - layers :]]
-        for block, name in chosen:
-            setattr(block, name, _deformed(getattr(block, name), modulated, deform_groups))
+        make_deformable(convs, **settings)
 
 
 @MODELS.register_module()
@@ -66,15 +63,25 @@ class DeformResNeXt(_Deform, ResNeXt):
     __doc__ = _Deform.__doc__
 
 
-def _checked(deform: dict, num_stages: int) -> dict:
+def _check_depth(depth: int, init_cfg) -> None:
+    checkpoint = init_cfg.get("checkpoint") if isinstance(init_cfg, dict) else None
+    found = re.search(r"res(?:net|next)[-_]?(\d+)", str(checkpoint).rsplit("/", 1)[-1].lower())
+    if found and int(found[1]) != depth:
+        raise ValueError(
+            f"depth={depth}, but init_cfg has weights of depth {found[1]}: set model.backbone."
+            f"init_cfg.checkpoint, which is {checkpoint}, or model.backbone.init_cfg=None"
+        )
+
+
+def checked(deform: dict, num_stages: int) -> dict:
     settings = dict(layers=None, stages=None, modulated=True, deform_groups=1)
     unknown = sorted(set(deform) - set(settings))
     if unknown:
         raise ValueError(f"deform: unknown keys {unknown}, expected some of {sorted(settings)}")
     settings.update(deform)
     layers, stages = settings["layers"], settings["stages"]
-    if (layers is None) == (stages is None):
-        raise ValueError("deform: give either layers or stages")
+    if layers is None and stages is None:
+        raise ValueError("deform: give layers or stages")
     if layers is not None and layers < 0:
         raise ValueError(f"deform: layers must be at least 0, got {layers}")
     if stages is not None and len(stages) != num_stages:
@@ -82,9 +89,40 @@ def _checked(deform: dict, num_stages: int) -> dict:
     return settings
 
 
+def make_deformable(
+    convs: list[tuple[int, nn.Module, str]],
+    layers: int | None,
+    stages: Sequence[bool] | None,
+    modulated: bool,
+    deform_groups: int,
+    kinds: tuple[type, ...] = (nn.Conv2d,),
+) -> None:
+    """Replace those of a backbone's convolutions that `checked` settings choose.
+
+    Args:
+        convs: (stage, parent module, name in it) of all that could be, from input to output.
+        kinds: the classes whose geometry a `DeformConv2d` can take over.
+
+    Raises:
+        ValueError: more layers than there are, or a convolution of another kind.
+    """
+    if layers is None:
+        chosen = [(block, name) for stage, block, name in convs if stages[stage]]
+    else:
+        if layers > len(convs):
+            raise ValueError(
+                f"deform: layers={layers}, but this backbone has {len(convs)} convolutions that "
+                "could be deformable"
+            )
+        chosen = [(block, name) for _, block, name in convs[len(convs) - layers :]]
+    for block, name in chosen:
+        conv = getattr(block, name)
+        if type(conv) not in kinds:
+            raise ValueError(f"deform: cannot replace a {type(conv).__name__}, only a Conv2d")
+        setattr(block, name, _deformed(conv, modulated, deform_groups))
+
+
 def _deformed(conv: nn.Conv2d, modulated: bool, deform_groups: int) -> DeformConv2d:
-    if type(conv) is not nn.Conv2d:
-        raise ValueError(f"deform: cannot replace a {type(conv).__name__}, only a Conv2d")
     deformed = DeformConv2d(
         conv.in_channels,
         conv.out_channels,

@@ -9,6 +9,7 @@ from mmdet.models.losses import accuracy
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.ops import clip_boxes_to_image, roi_align
 
 SMALLEST_CROP = 64
 
@@ -20,8 +21,8 @@ class MimicLoss(nn.Module):
     (arXiv 1811.11168, equation 3.) Its gradient flows into both features.
 
     Args:
-        reduction: 'sum' is the paper's, over the RoIs of an image, of which the batch's mean is
-            taken; 'mean' is the mean over all RoIs of the batch.
+        reduction: 'sum' is the paper's: the sum over the RoIs of an image, averaged over the images
+            of the batch. 'mean' is the mean over all RoIs of the batch.
         loss_weight: 0.1 in the paper.
     """
 
@@ -41,11 +42,11 @@ class MimicLoss(nn.Module):
 class CropRoIs(nn.Module):
     """Crops RoIs from images and resizes them, bilinearly.
 
-    An RoI is clipped to its image, and no sample reaches beyond it: neither the padding of the
-    batch nor anything else but the image's own pixels is in a crop.
+    An RoI is clipped to its image and samples nothing outside it, so that a crop holds the image's
+    own pixels and no padding of the batch.
 
     Args:
-        size: side of the square crops in pixels, whatever shape the RoI has.
+        size: side of the crops in pixels; they are square whatever the shape of the RoI.
     """
 
     def __init__(self, size: int) -> None:
@@ -56,27 +57,12 @@ class CropRoIs(nn.Module):
         """Images [N, 3, H, W], RoIs [K, 5] in pixels and the images' unpadded (height, width)
         -> crops [K, 3, size, size], in the images' memory format.
         """
-        steps = (torch.arange(self.size, device=rois.device) + 0.5) / self.size
         crops = images.new_empty(len(rois), images.shape[1], self.size, self.size)
-        for index, (image, shape) in enumerate(zip(images, shapes, strict=True)):
+        for index, (image, (height, width)) in enumerate(zip(images, shapes, strict=True)):
             chosen = (rois[:, 0] == index).nonzero().squeeze(1)
-            if not len(chosen):
-                continue
-            grid = []
-            for axis, (length, padded) in enumerate(
-                zip((shape[1], shape[0]), (image.shape[2], image.shape[1]), strict=True)
-            ):
-                low, high = (rois[chosen, i + axis].clamp(0, length) for i in (1, 3))
-                # Pixel i covers [i, i + 1), so its centre is at i + 0.5.
-                place = low[:, None] + steps * (high - low)[:, None] - 0.5
-                place = place.clamp(0, length - 1)
-                grid.append(2 * place / max(padded - 1, 1) - 1)  # grid_sample's -1..1
-            x, y = grid
-            x = x[:, None, :].expand(-1, self.size, -1)
-            y = y[:, :, None].expand(-1, -1, self.size)
-            grid = torch.stack([x, y], -1).reshape(1, -1, self.size, 2)  # one below the other
-            sampled = F.grid_sample(image[None], grid, align_corners=True)
-            crops[chosen] = sampled[0].unflatten(1, (len(chosen), self.size)).transpose(0, 1)
+            boxes = clip_boxes_to_image(rois[chosen, 1:].to(images), (height, width))
+            own = image[None, :, :height, :width]  # without the padding of the batch
+            crops[chosen] = roi_align(own, [boxes], self.size, sampling_ratio=1, aligned=True)
         if images.is_contiguous(memory_format=torch.channels_last):
             crops = crops.contiguous(memory_format=torch.channels_last)
         return crops
@@ -85,17 +71,17 @@ class CropRoIs(nn.Module):
 class FeatureMimic(nn.Module):
     """The parts of R-CNN feature mimicking that the detector does not have.
 
-    These are the choice of Ω, the crops, the auxiliary classifier and the two losses;
-    `MimicFasterRCNN` puts them together.
+    These are the choice of Ω, the crops, the auxiliary classifier and the two losses, which
+    `MimicFasterRCNN` puts together.
 
     Args:
-        in_channels: of the features, what the detector's classifier sees (1024 in the paper).
+        in_channels: channels of the features that the classifiers see (1024 in the paper).
         num_classes: C, without the background.
-        num_rois: RoIs an image, drawn at random; all where there are fewer.
+        num_rois: RoIs per image, drawn at random; all of them if there are fewer.
         crop_size: side of the crops in pixels, at least 64. 224 in the paper; smaller is cheaper.
         on: 'foreground' (the paper's choice), 'background' or 'both': which of the RoIs that the
-            detector's second stage trains on are drawn from. For 'both' all are alike, so that as
-            many are of background as its sampler takes (three quarters in the paper).
+            detector's second stage trains on may be drawn. 'both' treats them alike, so the share
+            of background is that of its sampler (three quarters in the paper).
         loss_mimic: config of the loss, default `dict(type='MimicLoss', loss_weight=0.1)`.
         loss_cls: config of the auxiliary classifier's loss, default `dict(type='CrossEntropyLoss',
             loss_weight=0.1)`; its mean over the crops.
@@ -164,13 +150,13 @@ class FeatureMimic(nn.Module):
         Args:
             f_rcnn: features of the crops, [K, in_channels].
             f_frcnn: features of the same RoIs in the detector, [K, in_channels].
-            labels: of the RoIs, [K], 0..C; C is background.
-            num_images: of the batch.
+            labels: classes of the RoIs, [K], 0..C; C is background.
+            num_images: images in the batch.
 
         Returns:
             loss_mimic, loss_mimic_cls, mimic_cos (the mean cosine similarity) and mimic_acc
-            (accuracy of the auxiliary classifier in percent). Without any RoI all are zero, and
-            the classifier is still part of the graph.
+            (accuracy of the auxiliary classifier in percent). Without any RoI all are zero, but
+            the classifier stays in the graph.
         """
         scores = self.fc_cls(f_rcnn)
         if not len(labels):
@@ -188,10 +174,10 @@ class FeatureMimic(nn.Module):
 
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Let the BatchNorms that are being trained take their input's statistics and keep no record.
+    """Let the BatchNorms that are being trained use their input's statistics and record none.
 
-    Running statistics stay those of the images, and no process waits for another (SyncBatchNorm),
-    since one may have no crop where others have.
+    Running statistics stay those of the images. No process waits for another (SyncBatchNorm), since
+    one may have no crop where others do.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
     kept = [(norm.running_mean, norm.running_var) for norm in norms]

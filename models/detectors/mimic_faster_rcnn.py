@@ -17,20 +17,20 @@ class MimicFasterRCNN(FasterRCNN):
     """mmdet's Faster R-CNN, with `mimic` trained by R-CNN feature mimicking.
 
     (arXiv 1811.11168, section 3.3.) RoIs that the second stage trains on are cropped from the
-    padded, normalised input, resized, and sent through the same backbone, neck, RoI pooling (of an
-    RoI that covers the crop) and fully connected layers, all crops of a batch in one pass. Their
-    features f_RCNN are to point where the detector's features f_FRCNN of the same RoIs point, and
-    an auxiliary classifier is to tell the classes by them. Gradients flow into both features.
+    padded, normalised input, resized, and sent through the same backbone, neck, RoI pooling (with
+    an RoI that covers the crop) and fully connected layers, all crops of a batch in one pass. A
+    cosine loss aligns their features f_RCNN with the detector's features f_FRCNN of the same RoIs,
+    and an auxiliary classifier predicts their classes. Gradients flow into both features.
 
-    A crop is pooled from the map that the RoI extractor takes for an RoI of its size: of a pyramid,
-    with 224 pixels, the one of stride 16.
+    A crop is pooled from the map that the RoI extractor takes for an RoI of its size: in a pyramid,
+    for 224 pixels, the map of stride 16.
 
-    BatchNorms that are being trained normalise the crops by the crops' own statistics, in each
-    process by itself, and do not add them to their running ones, which stay those of the images.
-    Those that are frozen, as in the paper, are the same for both.
+    BatchNorms that are being trained normalise the crops by the crops' own statistics, separately
+    in each process, and do not add them to their running statistics, which stay those of the
+    images. Those that are frozen, as in the paper, are the same for both.
 
-    Mimicking adds nothing to inference. Of a checkpoint trained with it, a detector without it
-    leaves the auxiliary classifier (`mimic.*`) unused.
+    Mimicking adds nothing to inference. A detector without it loads a checkpoint trained with it
+    and leaves the auxiliary classifier (`mimic.*`) unused.
 
     Args:
         mimic: None for mmdet's Faster R-CNN, or a dict of arguments of `FeatureMimic`: num_rois,

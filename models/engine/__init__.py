@@ -2,9 +2,10 @@
 
 from .checkpoint import find_resumable, load_weights
 from .errors import CheckpointError, EngineError, NonFiniteError
-from .hooks import CheckpointHook, EpochSeedHook, LastValidationHook, NonFiniteHook
+from .hooks import CheckpointHook, ClassCountHook, EpochSeedHook, LastValidationHook, NonFiniteHook
 from .offsets import OffsetStatisticsHook
-from .optim import BFloat16OptimWrapper
+from .optim import BFloat16OptimWrapper, mixed_precision
+from .options import check_options, merge_options
 from .pictures import MimicPictureHook
 from .runner import Runner
 
@@ -12,6 +13,7 @@ __all__ = [
     "BFloat16OptimWrapper",
     "CheckpointError",
     "CheckpointHook",
+    "ClassCountHook",
     "EngineError",
     "EpochSeedHook",
     "LastValidationHook",
@@ -20,6 +22,9 @@ __all__ = [
     "NonFiniteHook",
     "OffsetStatisticsHook",
     "Runner",
+    "check_options",
     "find_resumable",
     "load_weights",
+    "merge_options",
+    "mixed_precision",
 ]

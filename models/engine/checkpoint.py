@@ -15,20 +15,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.dist import barrier, get_rank
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import HistoryBuffer, MMLogger, print_log
 from mmengine.runner import (
     CheckpointLoader,
     get_deprecated_model_names,
     get_external_models,
     get_mmcls_models,
     get_torchvision_models,
-    load_state_dict,
 )
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from .errors import CheckpointError
+from .screen import say
 
 TRAINING_ONLY = "mimic."  # the auxiliary classifier of feature mimicking
+NEARLY_NOTHING = 0.1  # of the values of parameters that load_from has to fill
 RESUME_KEYS = ("meta", "state_dict", "message_hub", "optimizer")
 
 
@@ -172,7 +173,8 @@ def load_weights(model, checkpoint, source, strict):
         checkpoint (dict): A state dict, or a dict that holds one as ``state_dict``.
         source (str): Where it comes from, for messages.
         strict (bool): Every key and shape has to match. Otherwise what differs keeps its
-            initial values and mmengine logs it, but something has to match.
+            initial values, one line says how much of the model was filled, and a tenth of the
+            parameters' values, in the backbone as well, has to be.
 
     Raises:
         CheckpointError: the weights do not fit the model.
@@ -188,12 +190,7 @@ def load_weights(model, checkpoint, source, strict):
             print_log(f"{source}: {', '.join(unused)} left unused", logger="current")
     given = {key: tuple(getattr(value, "shape", ())) for key, value in state.items()}
     if not strict:
-        if not own.items() & given.items():
-            raise CheckpointError(
-                f"{source} does not fit the model: none of its {len(given)} keys is one of the "
-                f"model's with the same shape (file: {_few(given)}; model: {_few(own)})"
-            )
-        load_state_dict(model, state)
+        _load_what_fits(model, state, own, given, source)
         return
     try:
         model.load_state_dict(state)
@@ -211,6 +208,29 @@ def load_weights(model, checkpoint, source, strict):
             f"{len(keys)} keys {what}: {_few(keys)}" for what, keys in differences.items() if keys
         )
         raise CheckpointError(f"{source} does not fit the model: {found or error}") from error
+
+
+def _load_what_fits(model, state, own, given, source):
+    fits = {key for key in own if given.get(key) == own[key]}
+    size = {key: value.numel() for key, value in model.named_parameters()}
+    backbone = [key for key in size if key.startswith("backbone.")]
+
+    def share(keys):
+        return sum(size[key] for key in keys if key in fits) / max(1, sum(map(size.get, keys)))
+
+    filled = f"{share(size):.1%} of the model's parameters ({len(fits)} of {len(own)} tensors" + (
+        f"; {share(backbone):.1%} of the backbone)" if backbone else ")"
+    )
+    others = [key for key in given if key not in fits]
+    differ = f"; of its {len(given)} keys these do not fit: {_few(others)}" if others else ""
+    if share(size) < NEARLY_NOTHING or (backbone and share(backbone) < NEARLY_NOTHING):
+        raise CheckpointError(
+            f"{source} does not fit the model: it would fill {filled}{differ} (model: {_few(own)})"
+        )
+    for key in others:
+        del state[key]
+    model.load_state_dict(state, strict=False)
+    say(MMLogger.get_current_instance(), f"{source} fills {filled}{differ}")
 
 
 def _few(names, count=3):

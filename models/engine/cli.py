@@ -9,19 +9,32 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 
 from .errors import CheckpointError, EngineError
+from .options import merge_options
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def config_parser(description):
     """An ArgumentParser with the flags of mmdet's tools that concern the config."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", help="path of the config file")
-    parser.add_argument("--work-dir", help="folder of logs and checkpoints")
+    parser.add_argument(
+        "--work-dir",
+        help="folder of logs and checkpoints (default: work_dirs/ and the config's path)",
+    )
     parser.add_argument(
         "--cfg-options",
         nargs="+",
         action=DictAction,
         metavar="KEY=VALUE",
         help="override settings of the config, for example train_cfg.max_epochs=1",
+    )
+    parser.add_argument(
+        "--amp",
+        nargs="?",
+        const="auto",
+        choices=["auto", "bf16", "fp16"],
+        help="mixed precision; without a value bf16 where the device has it, fp16 elsewhere",
     )
     parser.add_argument(
         "--launcher",
@@ -36,18 +49,29 @@ def load_config(args):
     """The Config that the parsed ``args`` of a :func:`config_parser` ask for.
 
     Raises:
-        EngineError: there is no such file.
+        EngineError: there is no such file, or an option that nothing would read.
     """
     if not Path(args.config).is_file():
         raise EngineError(f"config not found: {args.config}")
     cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    merge_options(cfg, args.cfg_options or {})
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get("work_dir") is None:
-        cfg.work_dir = str(Path("work_dirs", Path(args.config).stem))
+        cfg.work_dir = str(default_work_dir(args.config))
     return cfg
+
+
+def default_work_dir(config):
+    """``work_dirs/`` and the config's path below ``configs/``, or below the current folder.
+
+    Of a config outside of both it is the whole path, so that no two share a folder.
+    """
+    path = Path(config).resolve().with_suffix("")
+    for root in (Path.cwd() / "configs", ROOT / "configs", Path.cwd(), Path(path.anchor)):
+        if path.is_relative_to(root):
+            return Path("work_dirs", path.relative_to(root))
 
 
 def existing_checkpoint(path):

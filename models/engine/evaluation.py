@@ -6,16 +6,19 @@ from pathlib import Path
 from mmdet.evaluation import CocoMetric
 
 from .errors import EngineError
+from .optim import mixed_precision
 from .runner import Runner
 
 
-def evaluate(cfg, out=None, show_dir=None):
+def evaluate(cfg, out=None, show_dir=None, show_score_thr=0.3, amp=None):
     """Test ``cfg.load_from``: print the COCO table and each class's AP.
 
     Args:
         cfg (Config): What to run; it is changed.
         out (str, optional): File for the detections, as COCO result JSON.
-        show_dir (str, optional): Folder for the test images with the detections drawn on them.
+        show_dir (str, optional): Folder for the test images, drawn as annotated and as found.
+        show_score_thr (float): Detections that score less are not drawn.
+        amp (torch.dtype, optional): What the network computes in, by autocast.
 
     Returns:
         dict: The metrics.
@@ -29,9 +32,19 @@ def evaluate(cfg, out=None, show_dir=None):
             "type": "DetVisualizationHook",
             **cfg.default_hooks.get("visualization", {}),
             "draw": True,
+            "score_thr": show_score_thr,
             "test_out_dir": os.path.abspath(show_dir),  # a relative one is put into the work dir
         }
+        cfg.visualizer.type = "BoxVisualizer"
     runner = Runner.from_cfg(cfg)
+    if amp is not None:
+        model, step = runner.model, runner.model.test_step
+
+        def test_step(data):
+            with mixed_precision(model, amp):
+                return step(data)
+
+        model.test_step = test_step
     coco = [m for m in runner.test_evaluator.metrics if isinstance(m, CocoMetric)]
     for metric in coco:
         metric.classwise = True

@@ -1,16 +1,21 @@
 """Training hooks: seeds by epoch, NaN stops the run, checkpoints outlive their successors."""
 
+import functools
 import math
 
 import mmengine.hooks
 import numpy as np
 import torch
+from mmengine.device import get_device
+from mmengine.dist import all_reduce
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import set_random_seed
 
-from .errors import NonFiniteError
+from .errors import EngineError, NonFiniteError
 
 
 @HOOKS.register_module()
@@ -30,13 +35,42 @@ class EpochSeedHook(Hook):
 
 @HOOKS.register_module()
 class NonFiniteHook(Hook):
-    """Stop training at the first NaN or infinite loss, and never save weights that hold one."""
+    """Stop training at the first NaN or infinite loss, and never save weights that hold one.
 
-    def __init__(self):
+    Args:
+        skip: so many iterations with a non-finite loss or gradient, on whichever process, are
+            passed over before the next one stops the run. Nothing is learnt from them: no step is
+            taken, and the model's buffers (BatchNorm's statistics) are put back.
+    """
+
+    def __init__(self, skip: int = 0) -> None:
         self.where = "before the first iteration"
+        self.skip = skip
+        self.skipped = 0
+
+    def before_train(self, runner) -> None:
+        if not self.skip:
+            return
+        step = runner.optim_wrapper.step
+
+        @functools.wraps(step)  # with mmengine's mark that schedulers count its calls
+        def checked(**kwargs):
+            # DDP has summed the gradients: all processes find the same. float16's scaler looks
+            # at its gradients itself.
+            groups = runner.optim_wrapper.param_groups
+            grads = [p.grad for g in groups for p in g["params"] if p.grad is not None]
+            scaled = isinstance(runner.optim_wrapper, AmpOptimWrapper)
+            self.stepped = scaled or all(bool(grad.isfinite().all()) for grad in grads)
+            if self.stepped:
+                step(**kwargs)
+
+        runner.optim_wrapper.step = checked
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         self.where = f"epoch {runner.epoch + 1}, iteration {batch_idx + 1}{_images(data_batch)}"
+        self.stepped = True
+        if self.skip:
+            self.buffers = [buffer.clone() for buffer in runner.model.buffers()]
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         """Raise NonFiniteError with the epoch, the iteration, the losses and the images."""
@@ -45,10 +79,22 @@ class NonFiniteHook(Hook):
             for name, value in outputs.items()
             if "loss" in name
         }
-        bad = {name: value for name, value in terms.items() if not math.isfinite(value)}
-        if bad:
-            losses = ", ".join(f"{name} = {value}" for name, value in bad.items())
-            raise NonFiniteError(f"{losses} at {self.where}; training stops")
+        bad = [f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value)]
+        if not self.skip:
+            if bad:
+                raise NonFiniteError(f"{', '.join(bad)} at {self.where}; training stops")
+            return
+        found = torch.tensor(float(bool(bad) or not self.stepped), device=get_device())
+        all_reduce(found, "max")
+        if not found:
+            return
+        for buffer, before in zip(runner.model.buffers(), self.buffers, strict=True):
+            buffer.copy_(before)
+        self.skipped += 1
+        what = f"{', '.join(bad) or 'the gradient is not finite'} at {self.where}"
+        if self.skipped > self.skip:
+            raise NonFiniteError(f"{what}; training stops, {self.skip} were skipped before")
+        runner.logger.warning(f"{what}; skipped, {self.skipped} of at most {self.skip}")
 
     def before_save_checkpoint(self, runner, checkpoint):
         """Raise NonFiniteError naming the weights: a finite loss can have an infinite gradient."""
@@ -76,6 +122,31 @@ class LastValidationHook(Hook):
     def before_train(self, runner):
         if runner.epoch >= runner.max_epochs and runner.val_loop is not None:
             runner.val_loop.run()
+
+
+@HOOKS.register_module()
+class ClassCountHook(Hook):
+    """Compares the classes of the data with those of the heads before the first iteration.
+
+    Too few in a head make a class background without a word; too many end the first evaluation.
+    """
+
+    def before_train(self, runner) -> None:
+        """Raise EngineError with both numbers and the key of the config."""
+        classes = getattr(runner.train_dataloader.dataset, "metainfo", {}).get("classes")
+        if classes is None:
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        for name, module in model.named_modules():
+            if not name.endswith(("head", "head.0", "head.1", "head.2")) or "rpn" in name:
+                continue
+            count = getattr(module, "num_classes", len(classes))
+            if count != len(classes):
+                raise EngineError(
+                    f"model.{name}.num_classes is {count}, but the training data has "
+                    f"{len(classes)} classes ({', '.join(classes[:5])}"
+                    f"{', ...' if len(classes) > 5 else ''}): set it to {len(classes)}"
+                )
 
 
 def _images(data_batch):

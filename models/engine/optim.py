@@ -1,5 +1,7 @@
-"""Mixed precision where mmengine's ``AmpOptimWrapper`` does not go."""
+"""Mixed precision where mmengine's ``AmpOptimWrapper`` does not go, and offsets' learning rate."""
 
+import copy
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -9,25 +11,82 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner.amp import autocast
 from mmengine.utils import apply_to
+from torch import nn
+
+from dcn import DeformConv2d
+
+from .errors import EngineError
+
+OFFSETS = "conv_offset"  # a DeformConv2d's convolution that predicts offsets and masks
+
+
+def amp_dtype(name: str) -> torch.dtype:
+    """What ``--amp`` means: 'bf16', 'fp16', or 'auto' (bf16 where the device has it).
+
+    Raises:
+        EngineError: the device does not compute in it.
+    """
+    cuda = torch.cuda.is_available()
+    has_bf16 = not cuda or torch.cuda.is_bf16_supported(including_emulation=False)
+    if name == "auto":
+        name = "bf16" if has_bf16 else "fp16"
+    if name == "fp16" and not cuda:
+        raise EngineError("--amp fp16 needs a GPU; --amp bf16 runs on a CPU")
+    if name == "bf16" and not has_bf16:
+        raise EngineError(f"--amp bf16: {torch.cuda.get_device_name()} has none; --amp fp16 runs")
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+@contextmanager
+def mixed_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Autocast to `dtype`; what the detection heads of `model` return is float32.
+
+    mmcv's NMS knows no bfloat16 on the CPU, and 16 bits do not hold a coordinate.
+    """
+    heads = [m for m in model.modules() if isinstance(m, BaseDenseHead | BBoxHead)]
+    hooks = [head.register_forward_hook(_to_float32) for head in heads]
+    try:
+        with autocast(dtype=dtype):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def with_slow_offsets(cfg: dict, model: nn.Module) -> dict:
+    """`cfg` of an optimizer wrapper, in which the offsets of `model` learn at a tenth of the rate.
+
+    A layer that one of the config's `custom_keys` names has a tenth of what that gives it. With a
+    key that names `conv_offset` the config is left as it is.
+    """
+    layers = [
+        name.removeprefix("module.") + f".{OFFSETS}"
+        for name, module in model.named_modules()
+        if isinstance(module, DeformConv2d)
+    ]
+    given = ((cfg.get("paramwise_cfg") or {}).get("custom_keys")) or {}
+    if not layers or any(OFFSETS in key for key in given):
+        return cfg
+    cfg = copy.deepcopy(cfg)
+    keys = {}
+    for layer in layers:
+        settings = given.get(max((k for k in given if k in layer), key=len, default=None), {})
+        keys[layer] = {**settings, "lr_mult": 0.1 * settings.get("lr_mult", 1.0)}
+    cfg["paramwise_cfg"] = {**(cfg.get("paramwise_cfg") or {}), "custom_keys": {**given, **keys}}
+    return cfg
 
 
 @OPTIM_WRAPPERS.register_module()
 class BFloat16OptimWrapper(OptimWrapper):
     """bfloat16 autocast on any device, the CPU included; its range needs no loss scaling.
 
-    What the detection heads return is float32: mmcv's NMS knows no bfloat16 on the CPU.
+    What the detection heads return is float32, as :func:`mixed_precision` says.
     """
 
     @contextmanager
     def optim_context(self, model):
-        heads = [m for m in model.modules() if isinstance(m, (BaseDenseHead, BBoxHead))]
-        hooks = [head.register_forward_hook(_to_float32) for head in heads]
-        try:
-            with super().optim_context(model), autocast(dtype=torch.bfloat16):
-                yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with super().optim_context(model), mixed_precision(model, torch.bfloat16):
+            yield
 
 
 def _to_float32(module, args, output):

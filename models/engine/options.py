@@ -35,12 +35,16 @@ UNTYPED: dict[str, list] = {
     "env_cfg.dist_cfg": ["backend", "timeout"],
     "randomness": [mmengine.runner.Runner.set_randomness],
     "auto_scale_lr": ["enable", "base_batch_size"],
-    "default_hooks": ["runtime_info", "timer", "sampler_seed", "logger", "param_scheduler"]
-    + ["checkpoint", "visualization"],
+    "default_hooks": [
+        *("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint"),
+        "visualization",
+    ],
     "optim_wrapper": ["OptimWrapper", "optimizer", "constructor", "paramwise_cfg"],
     "optim_wrapper.clip_grad": [clip_grad_norm_],
-    "paramwise_cfg": ["custom_keys", "norm_decay_mult", "bias_lr_mult", "bias_decay_mult"]
-    + ["dwconv_decay_mult", "dcn_offset_lr_mult", "bypass_duplicate", "flat_decay_mult"],
+    "paramwise_cfg": [
+        *("custom_keys", "norm_decay_mult", "bias_lr_mult", "bias_decay_mult", "bypass_duplicate"),
+        *("dwconv_decay_mult", "dcn_offset_lr_mult", "flat_decay_mult"),
+    ],
     "model.backbone.deform": ["layers", "stages", "modulated", "deform_groups"],
     "bbox_roi_extractor.deform": ["gamma", "fc_channels", "shared_fc"],
     "model.mimic": ["num_rois", "crop_size", "on", "loss_mimic", "loss_cls"],

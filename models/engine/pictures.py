@@ -1,12 +1,12 @@
-"""Pictures of what feature mimicking sees."""
+"""The hook that logs what feature mimicking sees."""
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor
-from torchvision.transforms.functional import resize
-from torchvision.utils import draw_bounding_boxes, make_grid
+
+from ..visualization import draw_crops
 
 
 @HOOKS.register_module()
@@ -36,7 +36,7 @@ class MimicPictureHook(Hook):
         def show(module, args, crops: Tensor) -> None:
             images, rois, _ = args
             some = torch.linspace(0, len(rois) - 1, min(len(rois), self.num_rois)).long()
-            picture = draw(images, rois[some], crops[some], normalisation)
+            picture = draw_crops(images, rois[some], crops[some], normalisation)
             runner.visualizer.add_image("mimic_crops", picture, step=runner.iter + 1)
             self._stop()
 
@@ -49,31 +49,3 @@ class MimicPictureHook(Hook):
         if self.handle is not None:
             self.handle.remove()
             self.handle = None
-
-
-def draw(images: Tensor, rois: Tensor, crops: Tensor, normalisation):
-    """Normalised images [N, 3, H, W], RoIs [K, 5] and crops [K, 3, size, size]
-    -> uint8 array [height, width, 3], RGB.
-    """
-    size = crops.shape[2]
-    pairs = []
-    for roi, crop in zip(rois, crops, strict=True):
-        image, crop = (_to_bytes(x, normalisation) for x in (images[int(roi[0])], crop))
-        box = torch.stack([roi[1:3].floor(), roi[3:5].ceil()]).reshape(1, 4).cpu()
-        width = max(1, round(size * image.shape[2] / image.shape[1]))
-        scale = box.new_tensor([width / image.shape[2], size / image.shape[1]]).repeat(2)
-        image = draw_bounding_boxes(
-            resize(image, [size, width]), box * scale, colors="red", width=2
-        )
-        pairs.append(torch.cat([image, crop], 2))
-    return make_grid(pairs, nrow=2, padding=4, pad_value=255).permute(1, 2, 0).contiguous().numpy()
-
-
-def _to_bytes(image: Tensor, normalisation) -> Tensor:
-    """A normalised image [3, H, W] as bytes, RGB."""
-    image = image.detach().float()
-    if getattr(normalisation, "_enable_normalize", False):
-        image = image * normalisation.std + normalisation.mean
-    if not getattr(normalisation, "_channel_conversion", False):
-        image = image.flip(0)  # BGR, as it was read
-    return image.round().clamp(0, 255).byte().cpu()

@@ -1,7 +1,9 @@
 """mmengine's Runner, for runs that can be interrupted and trusted."""
 
+import io
 import logging
 import os
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import mmengine.runner
@@ -13,10 +15,13 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader
 
 from .checkpoint import check_resumable, find_resumable, load_weights
-from .errors import CheckpointError
-from .hooks import EpochSeedHook, LastValidationHook, NonFiniteHook
+from .errors import CheckpointError, EngineError
+from .hooks import ClassCountHook, EpochSeedHook, LastValidationHook, NonFiniteHook
 from .offsets import OffsetStatisticsHook
+from .optim import with_slow_offsets
 from .pictures import MimicPictureHook
+from .schedules import advance, places, reset, resolve
+from .screen import SummaryHook, limit, say
 
 
 class Runner(mmengine.runner.Runner):
@@ -25,13 +30,21 @@ class Runner(mmengine.runner.Runner):
     - A run that was stopped in its last evaluation makes up for it when it resumes.
     - A checkpoint appears under its name only when all of it is on disk.
     - Testing and resuming refuse weights that do not fit the model exactly; ``load_from`` alone
-      (fine-tuning) refuses only those of which nothing fits.
+      (fine-tuning) says how much of the model they fill and refuses those that fill next to
+      nothing.
     - ``resume=True`` without ``load_from`` takes the newest complete checkpoint of the work
       directory and refuses if there is none.
     - :class:`EpochSeedHook`, :class:`NonFiniteHook`, for deformable layers
       :class:`OffsetStatisticsHook` and for mimicking :class:`MimicPictureHook` are always on.
     - Data workers restart every epoch, since their random state would be lost with the process.
-    - The model runs channels-last, which dcn's kernels and oneDNN's convolutions want.
+    - The model runs channels-last, which dcn's kernels and oneDNN's convolutions want;
+      ``channels_last = False`` in the config keeps the usual order.
+    - Floats in a parameter scheduler are shares of the run's length (`schedules.resolve`). Resuming
+      with another length goes on with the rate that a run of that length has there.
+    - ``skip_non_finite = N`` in the config passes over N iterations with a NaN.
+    - The convolutions that predict offsets learn at a tenth of the rate
+      (`optim.with_slow_offsets`).
+    - Until the first iteration the terminal shows a dozen lines, and the log file all.
     - With ``launcher='pytorch'`` and no accelerator the processes use gloo on the CPU.
     """
 
@@ -45,7 +58,17 @@ class Runner(mmengine.runner.Runner):
 
     def build_model(self, model):
         # weights in this format make every convolution's output follow, whatever the images have
-        return super().build_model(model).to(memory_format=torch.channels_last)
+        try:
+            model = super().build_model(model)
+        except ValueError as error:  # settings of the model that contradict each other
+            raise EngineError(f"model: {error}") from error
+        last = self.cfg.get("channels_last", True)
+        return model.to(memory_format=torch.channels_last) if last else model
+
+    def build_logger(self, *args, **kwargs):
+        logger = super().build_logger(*args, **kwargs)
+        self._screen = limit(logger)
+        return logger
 
     def wrap_model(self, model_wrapper_cfg, model):
         if self.distributed and get_device() == "cpu" and model_wrapper_cfg is None:
@@ -60,7 +83,9 @@ class Runner(mmengine.runner.Runner):
     def register_hooks(self, default_hooks=None, custom_hooks=None):
         super().register_hooks(default_hooks, custom_hooks)
         self.register_hook(EpochSeedHook())
-        self.register_hook(NonFiniteHook())
+        self.register_hook(NonFiniteHook(self.cfg.get("skip_non_finite", 0)))
+        self.register_hook(ClassCountHook())
+        self.register_hook(SummaryHook(self._screen))
         self.register_hook(LastValidationHook())
         for watching in (OffsetStatisticsHook, MimicPictureHook):
             if not any(isinstance(hook, watching) for hook in self.hooks):
@@ -80,10 +105,56 @@ class Runner(mmengine.runner.Runner):
             # torch seeds a worker's python, numpy and torch from the epoch's seed; mmengine's
             # default would then seed them alike in every epoch
             dataloader.setdefault("worker_init_fn", {"type": _keep_seeds})
-        return mmengine.runner.Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+        with redirect_stdout(io.StringIO()):  # pycocotools says that it reads
+            return mmengine.runner.Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+
+    def build_evaluator(self, evaluator):
+        with redirect_stdout(io.StringIO()):
+            return super().build_evaluator(evaluator)
+
+    def build_optim_wrapper(self, optim_wrapper):
+        if isinstance(optim_wrapper, dict):
+            optim_wrapper = with_slow_offsets(optim_wrapper, self.model)
+        return super().build_optim_wrapper(optim_wrapper)
+
+    def scale_lr(self, optim_wrapper, auto_scale_lr=None):
+        """Scale the rate by batch / base batch, gradients that are accumulated included."""
+        if not auto_scale_lr or "base_batch_size" not in auto_scale_lr:
+            return
+        before = optim_wrapper.param_groups[0]["lr"]
+        steps = getattr(optim_wrapper, "_accumulative_counts", 1)
+        base = auto_scale_lr["base_batch_size"]
+        super().scale_lr(optim_wrapper, {**auto_scale_lr, "base_batch_size": base / steps})
+        after = optim_wrapper.param_groups[0]["lr"]
+        loader = self._train_dataloader
+        images = loader["batch_size"] if isinstance(loader, dict) else loader.batch_size
+        batch = f"batch: {images * self.world_size * steps} images"
+        if self.world_size * steps > 1:
+            batch += f" ({images} × {self.world_size} processes × {steps} accumulated)"
+        switch = "auto_scale_lr.enable=False keeps the config's"
+        if not auto_scale_lr.get("enable", False):
+            switch = "not scaled, auto_scale_lr.enable=False"
+        say(
+            self.logger,
+            f"{batch}, the config's rate is for {base}; learning rate {before:.6g} → {after:.6g} "
+            f"({switch})",
+        )
+
+    def build_param_scheduler(self, scheduler):
+        def resolved(one):
+            if isinstance(one, list | tuple):
+                return [resolved(inner) for inner in one]
+            if isinstance(one, dict) and "type" in one:
+                length = self.max_iters
+                epochs = length / len(self.train_dataloader)
+                return resolve(one, int(epochs) if epochs.is_integer() else epochs, length)
+            return {k: resolved(v) for k, v in one.items()} if isinstance(one, dict) else one
+
+        return super().build_param_scheduler(resolved(scheduler))
 
     def train(self):
         self._fine_tuning = not self._resume
+        self._schedule = self.param_schedulers
         return super().train()
 
     def load_or_resume(self):
@@ -109,12 +180,36 @@ class Runner(mmengine.runner.Runner):
         return checkpoint
 
     def resume(self, *args, **kwargs):
+        asked = [places(schedulers) for schedulers in self._schedulers()]
         super().resume(*args, **kwargs)
+        if asked != [places(schedulers) for schedulers in self._schedulers()]:
+            self._follow_schedule()
         # the checkpoint may bring another seed, and the sampler was built before it
         loader = self.train_dataloader
         for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
             if hasattr(sampler, "seed") and not self._randomness_cfg.get("diff_rank_seed"):
                 sampler.seed = self.seed
+
+    def _schedulers(self):
+        """Lists of schedulers, one per optimizer."""
+        built = self.param_schedulers or []
+        return list(built.values()) if isinstance(built, dict) else [built]
+
+    def _follow_schedule(self):
+        """Put the rate where a run of this config's schedule has it after `self.iter` iterations.
+
+        A checkpoint brings its run's schedule along.
+        """
+        before = self.optim_wrapper.param_groups[0]["lr"]
+        reset(self.optim_wrapper)
+        self.param_schedulers = self.build_param_scheduler(self._schedule)
+        for schedulers in self._schedulers():
+            advance(schedulers, self.iter, len(self.train_dataloader))
+        after = self.optim_wrapper.param_groups[0]["lr"]
+        self.logger.warning(
+            f"the schedule is another than the checkpoint's: the learning rate goes on from "
+            f"{after:.6g}, where a run of this schedule has it, not from {before:.6g}"
+        )
 
     @master_only
     def save_checkpoint(self, out_dir, filename, *args, **kwargs):

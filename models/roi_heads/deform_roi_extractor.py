@@ -9,7 +9,7 @@ from dcn import DeformRoIPool, deform_roi_pool
 
 
 class RoIAlign(nn.Module):
-    """The plain pooling, `dcn.deform_roi_pool` with neither offset nor mask."""
+    """Plain pooling: `dcn.deform_roi_pool` with neither offset nor mask."""
 
     def __init__(self, output_size: int, spatial_scale: float, sampling_ratio: int) -> None:
         super().__init__()
@@ -36,12 +36,12 @@ class DeformRoIExtractor(SingleRoIExtractor):
             DCNv2).
         out_channels: channels of the feature maps.
         featmap_strides: stride of each map, in pixels of the input.
-        output_size: bins a side.
-        sampling_ratio: samples a side of a bin; 0 takes as many as the bin has pixels.
+        output_size: bins per side.
+        sampling_ratio: samples per side of a bin; 0 takes as many as the bin has pixels.
         finest_scale: RoIs below twice this size (pixels of the input) go to the first map.
         deform: arguments of `dcn.DeformRoIPool` for 'dpool' and 'mdpool': gamma, fc_channels,
-            shared_fc (False for the layout of mmdetection's checkpoints). Every map has a branch
-            of its own, as in mmdetection. 'align' leaves them aside, so that `pool` alone switches.
+            shared_fc (False for the layout of mmdetection's checkpoints). Every map has its own
+            branch, as in mmdetection. 'align' ignores them, so that `pool` alone switches.
 
     Shapes: maps [N, C, H_i, W_i] and RoIs [K, 5] (batch index, x1, y1, x2, y2; input pixels)
     -> [K, C, output_size, output_size].

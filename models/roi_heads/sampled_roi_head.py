@@ -22,8 +22,8 @@ class SampledRoIs(NamedTuple):
 class SampledRoIHead(StandardRoIHead):
     """mmdet's RoI head, which also hands out the RoIs that it sampled.
 
-    `loss` returns them as `'sampled'` among the losses, a `SampledRoIs` for the detector to take
-    out. All else is mmdet's, parameters included.
+    `loss` returns them as `'sampled'` among the losses: a `SampledRoIs` that the detector takes
+    out. Everything else is mmdet's, including the parameters.
 
     Raises:
         ValueError: the bounding box head has anything but shared fully connected layers before

@@ -3,10 +3,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from dcndet.models.engine.optim import with_slow_offsets
+from dcndet.models.engine.options import merge_options
+from dcndet.models.engine.schedules import resolve
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
+
+from dcn import DeformConv2d
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(
@@ -36,7 +41,7 @@ def test_every_config_builds(file):
     assert ("dpool" in file) == any("offset_fc" in name for name in names)
     assert ("mimic" in file) == ("mimic.fc_cls.weight" in names)
     if "mimic" in file:
-        part = re.search(r"_mimic-?(\w*?)_", file)[1]
+        part = re.search(r"_mimic-?(\w*?)[_.]", file)[1]
         assert model.mimic.on == (part or "foreground")
     for loader in (config.train_dataloader, config.val_dataloader):
         dataset = DATASETS.build(dict(loader.dataset, lazy_init=True))
@@ -47,12 +52,59 @@ def test_every_config_builds(file):
 def test_offset_convolutions_learn_at_a_tenth():
     config = Config.fromfile(CONFIGS / "dcnv2/faster-rcnn_r50_fpn_mdconv-c3-c5_mdpool_1x_coco.py")
     model = build(config)
-    groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups
+    wrapper = with_slow_offsets(config.optim_wrapper, model)
+    groups = build_optim_wrapper(model, wrapper).optimizer.param_groups
     rate = {id(p): group["lr"] for group in groups for p in group["params"]}
-    slow = {name for name, p in model.named_parameters() if rate.get(id(p)) == 0.002}
+    slow = {name for name, p in model.named_parameters() if rate.get(id(p)) == pytest.approx(0.002)}
     fast = {name for name, p in model.named_parameters() if rate.get(id(p)) == 0.02}
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert slow | fast == trained
     assert slow == {name for name, _ in model.named_parameters() if "conv_offset" in name}
     assert len(slow) == 2 * 13
     assert any("offset_fc" in name for name in fast)  # the paper: the pooling's learn at full rate
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_number_of_layers_can_be_given_to_every_config(file):
+    config = Config.fromfile(CONFIGS / file)
+    merge_options(config, {"model.backbone.deform.layers": 9})
+    config.model.backbone.init_cfg = None
+    with torch.device("meta"):
+        backbone = MODELS.build(config.model.backbone)
+    assert len([m for m in backbone.modules() if isinstance(m, DeformConv2d)]) == 9
+
+
+def test_the_batch_that_a_rate_is_for():
+    for file in FILES:
+        config = Config.fromfile(CONFIGS / file)
+        expected = {"dcnv2": 16, "quickstart": 8, "bccd": 4}.get(file.split("/")[0])
+        if expected is None:
+            continue
+        assert config.auto_scale_lr == dict(enable=True, base_batch_size=expected)
+        if expected != 16:  # one process changes nothing
+            assert config.train_dataloader.batch_size == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "epochs", "milestones"),
+    [
+        ("dcnv2/faster-rcnn_r50_fpn_1x_coco.py", 12, [8, 11]),
+        ("dcnv2/faster-rcnn_r50_fpn_1x_coco.py", 24, [16, 22]),
+        ("dcnv2/faster-rcnn_r50_fpn_16e-1000px_coco.py", 16, [10, 14]),
+    ],
+)
+def test_schedules_follow_the_length(file, epochs, milestones):
+    config = Config.fromfile(CONFIGS / file)
+    assert config.train_cfg.max_epochs in (epochs, epochs // 2)
+    resolved = resolve(config.param_scheduler[1], epochs, 1000 * epochs)
+    assert (resolved["end"], resolved["milestones"]) == (epochs, milestones)
+
+
+@pytest.mark.parametrize("depth", [18, 101])
+def test_weights_of_another_depth_are_refused(depth):
+    config = Config.fromfile(CONFIGS / "dcnv2/faster-rcnn_r50_fpn_1x_coco.py")
+    config.model.backbone.depth = depth
+    with pytest.raises(
+        ValueError, match=rf"depth={depth}, but .* depth 50.*torchvision://resnet50"
+    ):
+        MODELS.build(config.model.backbone)

@@ -5,9 +5,8 @@ import pickle
 
 import pytest
 import torch
-from dcndet.data.coco import DetectionDataset, write_annotations
+from dcndet.data.coco import DetectionDataset, DetectionMetric, write_annotations
 from dcndet.data.errors import DataError
-from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS
 from mmengine.logging import MMLogger
 from PIL import Image
@@ -120,8 +119,6 @@ def test_no_text(tmp_path):
         ("categories", "name"),
         ("annotations", "id"),
         ("annotations", "bbox"),
-        ("annotations", "area"),
-        ("annotations", "iscrowd"),
     ],
 )
 def test_missing_field(coco, tmp_path, key, field):
@@ -134,6 +131,74 @@ def test_missing_field(coco, tmp_path, key, field):
 def test_field_of_another_type(coco, tmp_path):
     coco["images"][0]["id"] = "one"
     assert "images[0] has the id 'one', which is a str" in refusal(tmp_path, coco)
+
+
+@pytest.mark.parametrize("test_mode", [False, True])
+def test_missing_iscrowd_and_area_are_filled_in(coco, tmp_path, warnings, test_mode):
+    del coco["annotations"][0]["area"], coco["annotations"][0]["iscrowd"]
+    del coco["annotations"][1]["area"]
+    dataset = open_dataset(tmp_path, coco, test_mode=test_mode)
+    assert len(bboxes(dataset)) == 3
+    assert dataset.get_data_info(0)["instances"][0]["ignore_flag"] == 0
+    (warning,) = warnings
+    assert "annotations.json: filled in where missing" in warning
+    assert "iscrowd (as 0) in 1 of 3 annotations" in warning
+    assert "area (as width x height) in 2 of 3" in warning
+
+
+def test_a_bad_box_without_area_is_a_bad_box(coco, tmp_path, warnings):
+    del coco["annotations"][1]["area"]
+    coco["annotations"][1]["bbox"] = [1, 2, 3]
+    assert len(bboxes(open_dataset(tmp_path, coco))) == 2
+    assert "not finite numbers" in warnings[1]
+
+
+def average_precision(coco, path):
+    """AP of perfect detections in the first image of ``coco``, whose file is at ``path``."""
+    metric = DetectionMetric(ann_file=str(path))
+    metric.dataset_meta = {"classes": ("cat", "dog")}
+    good = [ann for ann in coco["annotations"] if ann["image_id"] == 1]
+    pred = {
+        "bboxes": [[x, y, x + w, y + h] for x, y, w, h in (ann["bbox"] for ann in good)],
+        "scores": [0.9] * len(good),
+        "labels": [0, 1, 1],
+    }
+    pred = {key: torch.tensor(value) for key, value in pred.items()}
+    samples = [
+        {"img_id": 1, "ori_shape": (30, 40), "pred_instances": pred},
+        {
+            "img_id": 2,
+            "ori_shape": (30, 40),
+            "pred_instances": {key: value[:0] for key, value in pred.items()},
+        },
+    ]
+    metric.process({}, samples)
+    return metric.evaluate(2)["coco/bbox_mAP"]
+
+
+def test_the_metric_fills_in_too(coco, tmp_path):
+    for ann in coco["annotations"]:
+        del ann["area"], ann["iscrowd"]
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(coco))
+    assert average_precision(coco, path) == 1
+
+
+def test_the_metric_names_a_missing_file(tmp_path):
+    with pytest.raises(DataError, match=r"cannot read annotation file .*none\.json: No such file"):
+        DetectionMetric(ann_file=str(tmp_path / "none.json"))
+
+
+def test_what_is_in_the_set_is_logged(coco, tmp_path, request):
+    lines = []
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = MMLogger.get_instance(request.node.name)
+    logger.addHandler(handler)
+    open_dataset(tmp_path, coco)
+    logger.removeHandler(handler)
+    path = tmp_path / "annotations.json"
+    assert f"{path}: 2 images, 3 objects; 2 classes: cat, dog" in lines
 
 
 def test_missing_annotations(coco, tmp_path):
@@ -187,7 +252,7 @@ def test_images_that_cannot_be_read(coco, tmp_path):
         {"id": i, "file_name": f"{i}.png", "width": 40, "height": 30} for i in range(3, 9)
     ]
     message = refusal(tmp_path, coco)
-    assert f"7 of the 8 images in {tmp_path / 'annotations.json'} cannot be read" in message
+    assert f"7 of the 8 images in {tmp_path / 'annotations.json'} cannot be used" in message
     assert f"{tmp_path / 'b.png'}: zero bytes" in message
     assert f"{tmp_path / '3.png'}: No such file" in message
     assert "and 2 more" in message
@@ -249,34 +314,16 @@ def test_many_bad_boxes(coco, tmp_path, warnings):
 
 def test_metric_misreads_what_evaluation_refuses(coco, tmp_path, warnings):
     # Why bad boxes and the id 0 are not let through: perfect detections score below 1.
-    def average_precision(annotations):
+    def score(annotations):
         path = tmp_path / "metric.json"
-        path.write_text(json.dumps({**coco, "info": {}, "annotations": annotations}))
-        metric = CocoMetric(ann_file=str(path))
-        metric.dataset_meta = {"classes": ("cat", "dog")}
-        good = [ann for ann in coco["annotations"] if ann["image_id"] == 1]
-        pred = {
-            "bboxes": [[x, y, x + w, y + h] for x, y, w, h in (ann["bbox"] for ann in good)],
-            "scores": [0.9] * len(good),
-            "labels": [0, 1, 1],
-        }
-        pred = {key: torch.tensor(value) for key, value in pred.items()}
-        samples = [
-            {"img_id": 1, "ori_shape": (30, 40), "pred_instances": pred},
-            {
-                "img_id": 2,
-                "ori_shape": (30, 40),
-                "pred_instances": {key: value[:0] for key, value in pred.items()},
-            },
-        ]
-        metric.process({}, samples)
-        return metric.evaluate(2)["coco/bbox_mAP"]
+        path.write_text(json.dumps({**coco, "annotations": annotations}))
+        return average_precision(coco, path)
 
     good = coco["annotations"]
     nan = {**good[0], "id": 9, "bbox": [math.nan] * 4}
-    assert average_precision(good) == 1
-    assert average_precision([*good, nan]) < 1
-    assert average_precision([{**good[0], "id": 0}, *good[1:]]) < 1
+    assert score(good) == 1
+    assert score([*good, nan]) < 1
+    assert score([{**good[0], "id": 0}, *good[1:]]) < 1
 
     coco["annotations"][0]["id"] = 0
     open_dataset(tmp_path, coco, test_mode=True)

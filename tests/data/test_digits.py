@@ -51,7 +51,7 @@ def test_opens_as_a_dataset(made):
         data_root=str(made),
         data_prefix={"img": "train/"},
         metainfo={"classes": digits.CLASSES},
-        pipeline=[{"type": "mmdet.LoadImage"}],
+        pipeline=[{"type": "mmdet.LoadImageFromFile"}],
     )
     assert len(dataset) == 40
     assert dataset[0]["img"].shape == (128, 128, 3)

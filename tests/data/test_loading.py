@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from dcndet.data.errors import DataError
-from dcndet.data.loading import LoadImage, read_image
+from dcndet.data.loading import LoadImageFromFile, read_image
 from mmdet.registry import TRANSFORMS
 from PIL import Image
 
@@ -17,7 +17,7 @@ def picture():
 
 
 def load(path, **annotations):
-    return TRANSFORMS.build({"type": "LoadImage"})({"img_path": str(path), **annotations})
+    return TRANSFORMS.build({"type": "LoadImageFromFile"})({"img_path": str(path), **annotations})
 
 
 def refusal(path, **annotations):
@@ -47,7 +47,7 @@ def test_channels_are_bgr(tmp_path):
 
 def test_to_float32(tmp_path, picture):
     Image.fromarray(picture).save(tmp_path / "a.png")
-    image = LoadImage(to_float32=True)({"img_path": str(tmp_path / "a.png")})["img"]
+    image = LoadImageFromFile(to_float32=True)({"img_path": str(tmp_path / "a.png")})["img"]
     assert image.dtype == np.float32
     np.testing.assert_array_equal(image, picture[..., ::-1])
 
@@ -144,7 +144,7 @@ def test_error_reaches_the_main_process(tmp_path):
     loader = torch.utils.data.DataLoader(dataset, num_workers=1, collate_fn=lambda b: load(**b[0]))
 
     def load(img_path):
-        return LoadImage()({"img_path": img_path})
+        return LoadImageFromFile()({"img_path": img_path})
 
     with pytest.raises(DataError, match=r"a\.jpg has zero bytes"):
         next(iter(loader))

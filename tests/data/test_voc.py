@@ -1,5 +1,6 @@
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from dcndet.data.coco import DetectionDataset
+from dcndet.data.custom import find_splits
 from dcndet.data.errors import DataError
 from dcndet.data.voc import convert_voc
 from PIL import Image
@@ -119,7 +121,7 @@ def test_opens_as_a_dataset(voc, tmp_path):
         ann_file=str(tmp_path / "out" / "train.json"),
         data_prefix={"img": str(voc.root / "JPEGImages")},
         metainfo={"classes": ("cat", "dog")},
-        pipeline=[{"type": "mmdet.LoadImage"}],
+        pipeline=[{"type": "mmdet.LoadImageFromFile"}],
     )
     assert dataset[0]["img"].shape == (30, 40, 3)
     assert [i["bbox_label"] for i in dataset[0]["instances"]] == [1, 0]
@@ -221,7 +223,7 @@ def test_missing_xml(voc):
 def test_missing_image(voc):
     voc.add("bad", picture=False)
     (train,) = convert_voc(voc.root)
-    assert "bad.xml: no such image in JPEGImages" in train.problems[0]
+    assert f"bad.xml: no such image in {voc.root / 'JPEGImages'}" in train.problems[0]
 
 
 def test_truncated_image(voc):
@@ -239,18 +241,30 @@ def test_image_listed_twice(voc):
     assert "train.txt lists good 2 times" in train.problems[0]
 
 
-@pytest.mark.parametrize("folder", ["Annotations", "JPEGImages", "ImageSets/Main"])
+@pytest.mark.parametrize("folder", ["Annotations", "JPEGImages", "ImageSets"])
 def test_missing_folder(voc, folder):
-    (voc.root / folder).rename(voc.root / "elsewhere")
-    with pytest.raises(DataError, match=f"no folder .*{folder}"):
-        convert_voc(voc.root)
+    shutil.rmtree(voc.root / folder)
+    with pytest.raises(DataError, match=f"lacks a folder of .*{folder}"):
+        convert_voc(voc.root, splits=["train"])
+
+
+def test_everything_that_is_missing_is_named_at_once(voc):
+    for folder in ("Annotations", "JPEGImages", "ImageSets"):
+        shutil.rmtree(voc.root / folder)
+    with pytest.raises(DataError) as error:
+        convert_voc(voc.root, lists="lists")
+    message = str(error.value)
+    assert "a folder of XML files (Annotations, " in message
+    assert "a folder of pictures (JPEGImages, " in message
+    assert "--lists lists: no such folder" in message
 
 
 def test_missing_list(voc):
-    with pytest.raises(DataError, match=r"cannot read the list of images .*mine\.txt"):
+    with pytest.raises(DataError, match=r"lacks a list of images .*mine\.txt"):
         convert_voc(voc.root, splits=["mine"])
-    (voc.root / "ImageSets" / "Main" / "train.txt").unlink()
-    with pytest.raises(DataError, match=r"none of train\.txt, val\.txt"):
+    lists = voc.root / "ImageSets" / "Main"
+    (lists / "train.txt").rename(lists / "cat_train.txt")
+    with pytest.raises(DataError, match=r"lacks a list of images \(train\.txt, val\.txt"):
         convert_voc(voc.root)
 
 
@@ -259,7 +273,7 @@ def test_tool_names_the_bad_and_keeps_the_good(voc):
     result = subprocess.run([sys.executable, TOOL, voc.root], capture_output=True, text=True)
     assert result.returncode == 0
     assert f"{voc.root / 'Annotations' / 'bad.xml'}: empty, image skipped" in result.stderr
-    summary = result.stdout.splitlines()[-1]
+    summary = result.stdout.splitlines()[-2]
     assert summary == (
         f"{voc.root / 'annotations' / 'train.json'}: 1 images, 1 skipped; "
         "2 boxes (cat 1, dog 1); problems: 1"
@@ -276,7 +290,7 @@ def test_tool_fails_when_nothing_is_good(voc, run):
 
 def test_tool_names_a_folder_that_is_none(tmp_path, run):
     message, _ = run(tmp_path)
-    assert message.startswith(f"error: {tmp_path} is not a Pascal VOC dataset")
+    assert message.startswith(f"error: {tmp_path} is not a Pascal VOC dataset: it lacks")
 
 
 def test_tool_says_where_it_cannot_write(voc, run):
@@ -284,6 +298,72 @@ def test_tool_says_where_it_cannot_write(voc, run):
     message, _ = run(voc.root)
     assert message.startswith("error: ")
     assert str(voc.root / "annotations") in message
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images"),
+    [("annots", "images"), ("labels", "labels"), ("mine", "photos"), (".", ".")],
+)
+def test_other_folders_without_lists(tmp_path, annotations, images):
+    for i in range(10):
+        for folder in (annotations, images):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30)).save(tmp_path / images / f"{i}.jpg")
+        label = box("cat" if i < 5 else "dog", 2, 2, 9, 9)
+        xml = f"<annotation>{SIZE}{label}</annotation>"
+        (tmp_path / annotations / f"{i}.xml").write_text(xml)
+    train, val = convert_voc(tmp_path)
+    assert (train.split, train.boxes) == ("train", {"cat": 4, "dog": 4})
+    assert (val.split, val.boxes) == ("val", {"cat": 1, "dog": 1})
+    assert convert_voc(tmp_path, val=0.4)[1].boxes == {"cat": 2, "dog": 2}
+    splits = find_splits(tmp_path)
+    assert splits["val"].ann_file == tmp_path / "annotations" / "val.json"
+    assert splits["val"].images.samefile(tmp_path / images)
+
+
+def test_given_folders(voc, tmp_path):
+    shutil.move(voc.root / "Annotations", tmp_path / "here")
+    shutil.move(voc.root / "ImageSets" / "Main", voc.root / "a" / "b")
+    shutil.rmtree(voc.root / "ImageSets")
+    (train,) = convert_voc(voc.root, annotations=tmp_path / "here", lists="a/b")
+    assert train.images == 1
+
+
+def test_no_split_beside_lists(voc):
+    with pytest.raises(DataError, match=r"--val would make a split, but .* has lists"):
+        convert_voc(voc.root, val=0.2)
+
+
+def test_json_is_not_put_among_the_xml(voc):
+    (voc.root / "Annotations").rename(voc.root / "annotations")
+    (train,) = convert_voc(voc.root)
+    assert train.path == voc.root / "train.json"
+
+
+def test_lines_of_lists(voc):
+    for name in ("photo 1", "other", "absent", "dotted.v2"):
+        voc.add(name, split="unused")
+    lines = ["good  1", "photo 1", "other.jpg", "absent -1", "dotted.v2", ""]
+    (voc.root / "ImageSets" / "Main" / "cat_train.txt").write_text("\n".join(lines))
+    (split,) = convert_voc(voc.root, splits=["cat_train"])
+    names = [image["file_name"] for image in read(split.path)["images"]]
+    assert names == ["good.jpg", "photo 1.jpg", "other.jpg", "dotted.v2.jpg"]
+    assert split.problems == []
+
+
+def test_classes_that_differ_in_case(voc):
+    voc.add("other", box("Dog", 2, 2, 9, 9))
+    (train,) = convert_voc(voc.root)
+    assert train.problems[0].startswith("classes 'Dog' and 'dog' differ in nothing but case")
+    assert train.boxes == {"Dog": 1, "cat": 1, "dog": 1}
+
+
+def test_tool_says_how_to_train(voc, capsys, monkeypatch):
+    voc.add("other", split="test")
+    monkeypatch.setattr(sys, "argv", [str(TOOL), str(voc.root)])
+    runpy.run_path(str(TOOL), run_name="__main__")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"train on it: python tools/train.py CONFIG --data {voc.root}"
 
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason=f"no BCCD at {BCCD}")

@@ -184,30 +184,37 @@ def test_far_outside_reads_zero(modulated, device):
         assert not grads[name].any(), name
 
 
+def mmcv_deform_conv2d(input, offset, weight, bias=None, mask=None, groups=(1, 1), **geometry):
+    from mmcv import ops
+
+    args = [*(_pair(value) for value in geometry.values()), *groups]
+    if mask is not None:
+        return ops.modulated_deform_conv2d(input, offset, mask, weight, bias, *args)
+    out = ops.deform_conv2d(input, offset, weight, *args)
+    return out if bias is None else out + bias.view(-1, 1, 1)
+
+
 @modulated_or_not
 @pytest.mark.parametrize(
     "case",
-    [Case(), Case(n=3, stride=2, padding=2, dilation=2), Case(groups=2, deform_groups=2)],
+    [
+        Case(n=1, size=(5, 6)),
+        Case(n=3, size=(5, 6), stride=2, padding=2, dilation=2),
+        Case(n=1, size=(5, 6), groups=2, deform_groups=2),
+    ],
     ids=["plain", "strided", "groups"],
 )
-def test_equals_mmcv(case, modulated):
-    ops = pytest.importorskip("mmcv.ops", reason="mmcv is not installed")
+def test_equals_mmcv(case, modulated, from_mmcv):
+    def theirs():
+        tensors = case.tensors(modulated, torch.float32)
+        wide = {name: t.double() for name, t in tensors.items()}
+        groups = (case.groups, case.deform_groups)
+        return tensors, run(mmcv_deform_conv2d, wide, groups=groups, **case.geometry)
 
-    def mmcv_deform_conv2d(input, offset, weight, bias=None, mask=None, **geometry):
-        args = [_pair(value) for value in geometry.values()]
-        if mask is None:
-            out = ops.deform_conv2d(input, offset, weight, *args, case.groups, case.deform_groups)
-            return out if bias is None else out + bias.view(-1, 1, 1)
-        args += [case.groups, case.deform_groups]
-        return ops.modulated_deform_conv2d(input, offset, mask, weight, bias, *args)
-
-    tensors = case.tensors(modulated)
-    assert_same(
-        run(dcn.deform_conv2d, tensors, **case.geometry),
-        run(mmcv_deform_conv2d, tensors, **case.geometry),
-        rtol=1e-9,
-        atol=1e-9,
-    )
+    tensors, expected = from_mmcv(theirs)
+    wide = {name: t.double() for name, t in tensors.items()}
+    actual = run(dcn.deform_conv2d, wide, **case.geometry)
+    assert_same(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 @on_devices
@@ -672,21 +679,21 @@ def test_module_is_its_own_offsets_and_the_operator(modulated, device):
 
 @modulated_or_not
 @pytest.mark.parametrize("deform_groups", [1, 2])
-def test_module_loads_mmcv_checkpoints(deform_groups, modulated):
-    ops = pytest.importorskip("mmcv.ops", reason="mmcv is not installed")
-    pack = ops.ModulatedDeformConv2dPack if modulated else ops.DeformConv2dPack
+def test_module_loads_mmcv_checkpoints(deform_groups, modulated, from_mmcv):
     arguments = {"padding": 1, "deform_groups": deform_groups, "bias": modulated}
-    theirs = randomised(pack(4, 6, 3, **arguments))
+
+    def theirs():
+        from mmcv import ops
+
+        pack = ops.ModulatedDeformConv2dPack if modulated else ops.DeformConv2dPack
+        module = randomised(pack(4, 6, 3, **arguments))
+        x = torch.randn(2, 4, 5, 6)
+        return dict(module.state_dict()), x, module(x).detach()
+
+    checkpoint, x, expected = from_mmcv(theirs)
     ours = dcn.DeformConv2d(4, 6, 3, modulated=modulated, **arguments)
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    x = torch.randn(2, 4, 9, 8)
-    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv2 = dcn.DeformConv2d(4, 6, 3)
+    ours.load_state_dict(checkpoint, strict=True)
+    torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("deform_groups", [0, -1, 3])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from dcndet.models.engine import CheckpointError, load_weights
+from dcndet.models.engine import checkpoint as checkpoint_module
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader, get_torchvision_models, load_checkpoint
@@ -129,14 +130,33 @@ def test_strict_loading_names_what_differs():
     )
 
 
-def test_lenient_loading_takes_what_fits_but_not_nothing():
+def test_lenient_loading_takes_what_fits_and_says_how_much(monkeypatch):
+    said = []
+    monkeypatch.setattr(checkpoint_module, "say", lambda logger, line: said.append(line))
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     before = model[1].weight.clone()
     load_weights(model, {"0.weight": torch.ones(3, 2), "1.weight": torch.ones(4, 3)}, "a", False)
     assert (model[0].weight == 1).all()
     assert torch.equal(model[1].weight, before)
-    with pytest.raises(CheckpointError, match=r"a\.pth does not fit the model: none of its 1 keys"):
-        load_weights(model, {"backbone.0.weight": torch.ones(3, 2)}, "a.pth", strict=False)
+    assert said == [
+        "a fills 46.2% of the model's parameters (1 of 4 tensors); of its 2 keys these do not fit: "
+        "1.weight"
+    ]
+
+
+def test_lenient_loading_refuses_what_fills_next_to_nothing():
+    model = nn.Sequential(nn.Linear(20, 3), nn.Linear(3, 1))
+    state = {"0.bias": torch.ones(3), "0.weight": torch.ones(4, 20)}
+    with pytest.raises(CheckpointError, match=r"a\.pth.*fill 4\.5%.*\(1 of 4 tensors\).*0\.weight"):
+        load_weights(model, state, "a.pth", strict=False)
+    assert not (model[0].bias == 1).any()
+
+
+def test_lenient_loading_needs_something_for_the_backbone():
+    model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 9)})
+    state = {"head.weight": torch.ones(9, 2), "backbone.weight": torch.ones(3, 2)}
+    with pytest.raises(CheckpointError, match=r"a\.pth.*; 0\.0% of the backbone"):
+        load_weights(model, state, "a.pth", strict=False)
 
 
 def test_failed_download_is_not_called_a_damaged_file(monkeypatch):

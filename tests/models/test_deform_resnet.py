@@ -134,7 +134,6 @@ def test_torchvision_weights_load(monkeypatch):
     ("deform", "message"),
     [
         (dict(), "layers or stages"),
-        (dict(layers=3, stages=(True,) * 4), "layers or stages"),
         (dict(layers=17), "17.*16"),
         (dict(layers=-1), "-1"),
         (dict(stages=(True, True)), "4 stages"),

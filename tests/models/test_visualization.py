@@ -1,7 +1,11 @@
+import cv2
 import numpy as np
 import pytest
-from dcndet.models.visualization import draw_boxes, side_by_side
+import torch
+from dcndet.models.visualization import BoxVisualizer, draw_boxes, side_by_side
 from dcndet.models.visualization.boxes import colour
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
 
 GREY = np.full((64, 128, 3), 90, np.uint8)
 BOX = [40, 20, 80, 50]
@@ -83,3 +87,31 @@ def test_side_by_side_titles_each_picture():
     np.testing.assert_array_equal(row[top:, -40:], right)
     assert (row[:top, :80] < 128).any()
     assert (row[:top, -40:] < 128).any()
+
+
+def test_the_visualizer_shows_annotated_beside_found(tmp_path):
+    """Without what scores too little, and in the colours of the file."""
+    sample = DetDataSample()
+    sample.gt_instances = InstanceData(bboxes=torch.tensor([BOX]), labels=torch.tensor([0]))
+    sample.pred_instances = InstanceData(
+        bboxes=torch.tensor([[8.0, 8, 30, 30], [90, 20, 120, 50]]),
+        labels=torch.tensor([1, 1]),
+        scores=torch.tensor([0.5, 0.4]),
+    )
+    visualizer = BoxVisualizer()
+    visualizer.dataset_meta = {"classes": ("ace", "ten")}
+    image = np.full((64, 128, 3), (200, 90, 10), np.uint8)
+    visualizer.add_datasample("a", image, sample, out_file=str(tmp_path / "a.png"))
+    both = cv2.imread(str(tmp_path / "a.png"))[..., ::-1]
+    visualizer.add_datasample(
+        "a", image, sample, out_file=str(tmp_path / "b.png"), pred_score_thr=0.5
+    )
+    strict = cv2.imread(str(tmp_path / "b.png"))[..., ::-1]
+    top = both.shape[0] - 320
+    boxes = sample.pred_instances.bboxes
+    left = draw_boxes(image, [BOX], [0], None, ("ace", "ten"))
+    for picture, count in ((both, 2), (strict, 1)):
+        np.testing.assert_array_equal(picture[top:, :640], left)
+        right = draw_boxes(image, boxes[:count], [1] * count, [0.5, 0.4][:count], ("ace", "ten"))
+        np.testing.assert_array_equal(picture[top:, -640:], right)
+    assert (both[:top] != strict[:top]).any()  # the threshold is in the title

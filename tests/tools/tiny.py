@@ -47,7 +47,7 @@ default_hooks = dict(
     checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=1, save_best="auto"),
 )
 visualizer = dict(
-    type="DetLocalVisualizer",
+    type="BoxVisualizer",
     vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")],
 )
 randomness = dict(seed=0)

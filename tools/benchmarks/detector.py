@@ -1,6 +1,5 @@
 """A whole training step and inference of Faster R-CNN R-50-FPN, beside mmdet's own."""
 
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from .measure import peak_extra_memory, times
+from .measure import mmcv_operators, side_by_side
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "dcnv2"
 # Ours, and mmdet's of the same architecture.
@@ -30,8 +29,11 @@ PAIRS = {
         "mmdet::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
     ),
 }
-WATCHED = "dcn, offsets measured"
-HEIGHT, WIDTH, BATCH, BOXES = 240, 320, 2, 8
+DEFORMABLE = "dcn, mdconv c3–c5"
+WATCHED = f"{DEFORMABLE}, offsets measured"
+SIZES = {"cpu": (240, 320), "cuda": (800, 1344)}  # height, width
+DTYPES = {"cpu": "float32", "cuda": "bfloat16 autocast"}
+BATCH, BOXES = 2, 8
 
 
 def build(config: str) -> nn.Module:
@@ -41,17 +43,6 @@ def build(config: str) -> nn.Module:
     model = MODELS.build(config.model)
     model.init_weights()
     return model
-
-
-def build_pair(ours: str, theirs: str) -> tuple[nn.Module, nn.Module]:
-    """With the same weights; offsets are a pixel or two, masks spread around a half."""
-    own, other = build(str(CONFIGS / ours)), build(theirs)
-    for name, parameter in own.named_parameters():
-        if "conv_offset.bias" in name:
-            nn.init.normal_(parameter)
-    other.load_state_dict(own.state_dict())
-    # As dcndet.models.engine.Runner does.
-    return own.to(memory_format=torch.channels_last), other
 
 
 def batch(height: int, width: int) -> dict:
@@ -81,19 +72,19 @@ def losses(model: nn.Module, data: dict) -> dict[str, Tensor]:
     return {name: sum(v) if isinstance(v, list) else v for name, v in terms.items()}
 
 
-def autocast(model: nn.Module, amp: bool) -> torch.autocast:
-    """To bfloat16, where the model is."""
+def autocast(model: nn.Module) -> torch.autocast:
+    """On a GPU, to bfloat16."""
     device = next(model.parameters()).device.type
-    return torch.autocast(device, torch.bfloat16, enabled=amp)
+    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
 
 
-def training_step(model: nn.Module, data: dict, amp: bool = False) -> Callable[[], tuple]:
+def training_step(model: nn.Module, data: dict) -> Callable[[], tuple]:
     # A rate of zero, so that every step is the same work on the same weights.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
 
     def step() -> tuple:
         optimizer.zero_grad()
-        with autocast(model, amp):
+        with autocast(model):
             terms = losses(model, data)
         sum(v for name, v in terms.items() if "loss" in name).backward()
         optimizer.step()
@@ -120,54 +111,48 @@ def watched_step(model: nn.Module, data: dict) -> Callable[[], tuple]:
     return watched
 
 
-def inference(model: nn.Module, data: dict, amp: bool = False) -> Callable[[], tuple]:
+def inference(model: nn.Module, data: dict) -> Callable[[], tuple]:
     @torch.no_grad()
     def infer() -> tuple:
         model.eval()
-        with autocast(model, amp):
+        with autocast(model):
             model(**model.data_preprocessor(data, training=False), mode="predict")
         return ()
 
     return infer
 
 
-def set_up() -> None:
+def run(device: str, repeats: int) -> dict:
+    """All measurements; progress goes to standard output.
+
+    mmdet's detectors are left out where mmcv has no compiled operators, which they need.
+    """
     MMLogger.get_instance("mmengine", log_level="WARNING")
     init_default_scope("mmdet")
-
-
-def run(repeats: int) -> dict:
-    """All measurements; progress goes to standard output."""
-    set_up()
-    data = batch(HEIGHT, WIDTH)
-    detectors, difference = {}, 0.0
+    data = batch(*SIZES[device])
+    models, differences = {}, []
     for kind, (ours, theirs) in PAIRS.items():
-        own, other = build_pair(ours, theirs)
-        detectors[f"dcn, {kind}"], detectors[f"mmdet, {kind}"] = own, other
-        expected = losses(other, data)
-        for name, value in losses(own, data).items():
-            scale = expected[name].abs().item() or 1.0
-            difference = max(difference, (value - expected[name]).abs().item() / scale)
-    deformable = next(model for name, model in detectors.items() if name.startswith("dcn, md"))
-    steps = {name: training_step(m, data) for name, m in detectors.items()}
-    train = times({**steps, WATCHED: watched_step(deformable, data)}, repeats)
-    infer = times({name: inference(m, data) for name, m in detectors.items()}, repeats)
-    rows = []
-    for name, model in detectors.items():
-        rows.append(
-            {
-                "model": name,
-                "train_s": statistics.median(train[name]) / 1e3,
-                "inference_s": statistics.median(infer[name]) / 1e3,
-                "train_s_all": [t / 1e3 for t in train[name]],
-                "inference_s_all": [t / 1e3 for t in infer[name]],
-                "train_mb": peak_extra_memory(training_step(model, data))[0],
-            }
-        )
-        print(
-            f"{name:20} training step {rows[-1]['train_s']:.2f} s, "
-            f"inference {rows[-1]['inference_s']:.2f} s",
-            flush=True,
-        )
-    watched = statistics.median(train[WATCHED]) / 1e3
-    return {"models": rows, "loss_difference": difference, "watched_step_s": watched}
+        own = models[f"dcn, {kind}"] = build(str(CONFIGS / ours))
+        for name, parameter in own.named_parameters():
+            if "conv_offset.bias" in name:  # offsets of a pixel or two, masks around a half
+                nn.init.normal_(parameter)
+        own.to(device, memory_format=torch.channels_last)  # as dcndet.models.engine.Runner does
+        if mmcv_operators() is None:
+            continue
+        other = models[f"mmdet, {kind}"] = build(theirs).to(device)
+        other.load_state_dict(own.state_dict())
+        if device == "cpu":  # on a GPU the two round differently
+            expected = losses(other, data)
+            differences += [
+                (value - expected[name]).abs().item() / (expected[name].abs().item() or 1.0)
+                for name, value in losses(own, data).items()
+            ]
+    train = {name: training_step(model, data) for name, model in models.items()}
+    train[WATCHED] = watched_step(models[DEFORMABLE], data)
+    infer = {name: inference(model, data) for name, model in models.items()}
+    rows = {name: {"model": name} for name in train}
+    for kind, calls in (("train", train), ("inference", infer)):
+        for name, figures in side_by_side(calls, repeats, device).items():
+            rows[name] |= {f"{kind}_{key}": value for key, value in figures.items()}
+            print(f"{kind}: {name}: {figures.get('ms', figures.get('error'))} ms", flush=True)
+    return {"models": list(rows.values()), "loss_difference": max(differences, default=None)}

@@ -2,57 +2,138 @@
 
 import ctypes
 import gc
+import importlib
 import platform
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from statistics import median
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import collect_env
+from torch.utils.benchmark import timer  # waits for the GPU, if there is one
 
 import dcn
 
+WARM_UP = {"cpu": 1, "cuda": 3}
+# 10 to 20 ms of a GPU, in which the host enqueues a call.
+SLEEP_CYCLES = 20_000_000
+# More than the L2 cache of any GPU.
+FLUSH_BYTES = 256 * 2**20
 
-def times(functions: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of every repeat, after one that is not counted.
+Call = Callable[[], Iterable[Tensor | None]]
+Clock = Callable[[Call], dict[str, float]]
 
-    The functions take turns, so that what else the machine does hits all of them alike.
+
+def host_clock(call: Call) -> dict[str, float]:
+    start = timer()
+    call()
+    return {"ms": (timer() - start) * 1e3}
+
+
+def gpu_clock(call: Call) -> dict[str, float]:
+    """The GPU's own time, of a call that finds nothing in the L2 cache.
+
+    The GPU sleeps until the whole call is enqueued, so that its time does not include Python's.
+    `host_us` is how long enqueueing took; `late` is 1 if the GPU woke before that, so that its time
+    does include some of Python's.
     """
-    result = {name: [] for name in functions}
-    for i in range(repeats + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if i > 0:
-                result[name].append((time.perf_counter() - start) * 1e3)
-    return result
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    torch.cuda._sleep(SLEEP_CYCLES)
+    flush_cache()
+    start.record()
+    called = time.perf_counter()
+    call()
+    returned = time.perf_counter()
+    end.record()
+    late = start.query()
+    end.synchronize()
+    ms = start.elapsed_time(end)
+    return {"ms": ms, "host_us": (returned - called) * 1e6, "late": float(late)}
 
 
-def peak_extra_memory(
-    function: Callable[[], Iterable[Tensor | None]],
-) -> tuple[float, tuple[Tensor | None, ...]]:
-    """Megabytes (10^6 bytes) that a call needs at its worst beyond what it returns; and that.
+def flush_cache() -> None:
+    # Read, as what is written would still be on its way out.
+    torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda").sum()
 
-    The growth of the process's peak resident memory (Linux), which also sees what does not come
-    from PyTorch's allocator.
+
+def side_by_side(
+    calls: dict[str, Call], repeats: int, device: str, clock: Clock = host_clock
+) -> dict[str, dict]:
+    """Figures of each call, or its `error`.
+
+    Medians of what the clock reads, all of its times (`ms_all`), and the extra memory in MB. The
+    calls take turns, so that what else the machine does affects all of them alike; this is why
+    neither `torch.utils.benchmark.Timer` nor `triton.testing.do_bench` measures them, which repeat
+    one call at a time.
     """
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # pages that malloc kept would be used without being seen
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    results = tuple(function())
-    peak = _status("VmHWM")
-    returned = sum(t.numel() * t.element_size() for t in results if t is not None)
-    return max(0.0, (peak - before) * 1024 - returned) / 1e6, results
+    errors, readings = {}, {}
+    for name, call in calls.items():
+        _, error = attempt(partial(_warm_up, call, WARM_UP[device]))
+        if error is None:
+            readings[name] = []
+        else:
+            errors[name] = {"error": error}
+    for _ in range(repeats):
+        for name, taken in readings.items():
+            taken.append(clock(calls[name]))
+    figures = {
+        name: {key: median(reading[key] for reading in taken) for key in taken[0]}
+        | {"ms_all": [reading["ms"] for reading in taken]}
+        | {"mb": peak_extra_memory(calls[name], device)}
+        for name, taken in readings.items()
+    }
+    return {name: (figures | errors)[name] for name in calls}
 
 
-def _status(key: str) -> int:
-    """Of /proc/self/status, in KiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1])
-    raise RuntimeError(f"no {key} in /proc/self/status")
+def _warm_up(call: Call, times: int) -> None:
+    """Until nothing is left to compile, to tune or to allocate, and what fails has failed."""
+    for _ in range(times):
+        call()
+    timer()
+
+
+def attempt(function: Callable[[], Any]) -> tuple[Any, str | None]:
+    """What it returns, or the name and text of the exception that it raises."""
+    try:
+        return function(), None
+    except Exception as error:  # an unsupported type, out of memory, a kernel's compiler
+        return None, f"{type(error).__name__}: {error}"
+
+
+def peak_extra_memory(call: Call, device: str) -> float:
+    """Megabytes (10^6 bytes) that a call needs at its peak beyond what it returns.
+
+    On a CPU, by the growth of the process's peak resident memory (Linux), which includes what does
+    not come from PyTorch's allocator; on a GPU, by PyTorch's allocator, which Triton's kernels and
+    cuDNN use as well.
+    """
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        results = tuple(call())
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # pages that malloc kept would be used without being seen
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _resident("VmRSS")
+        results = tuple(call())
+        peak = _resident("VmHWM")
+    returned = sum(t.nbytes for t in results if t is not None)
+    return max(0, peak - before - returned) / 1e6
+
+
+def _resident(key: str) -> int:
+    """Bytes, of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
 def largest_difference(actual: Iterable[Tensor | None], expected: Iterable[Tensor | None]) -> float:
@@ -67,6 +148,16 @@ def largest_difference(actual: Iterable[Tensor | None], expected: Iterable[Tenso
         scale = e.abs().max().item() or 1.0
         shares.append((a.to(e.dtype) - e).abs().max().item() / scale)
     return torch.tensor(shares, dtype=torch.float64).max().item()
+
+
+def mmcv_operators() -> ModuleType | None:
+    """`mmcv.ops`; None where mmcv is not installed, or without its compiled operators."""
+    try:
+        compiled = importlib.import_module("mmcv._ext").__file__
+    except ImportError:
+        return None
+    # models/mmcv_ext.py may stand in for them.
+    return None if compiled.endswith(".py") else importlib.import_module("mmcv.ops")
 
 
 def machine() -> dict:

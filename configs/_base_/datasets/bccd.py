@@ -2,14 +2,14 @@ data_root = "data/bccd/"
 metainfo = dict(classes=("Platelets", "RBC", "WBC"))
 
 train_pipeline = [
-    dict(type="LoadImage"),
+    dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="Resize", scale=(320, 240), keep_ratio=True),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImage"),
+    dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(320, 240), keep_ratio=True),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(
@@ -48,7 +48,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 val_evaluator = dict(
-    type="CocoMetric",
+    type="DetectionMetric",
     ann_file=data_root + "annotations/test.json",
     metric="bbox",
     classwise=True,

@@ -2,14 +2,14 @@
 _base_ = "./coco_detection.py"
 
 train_pipeline = [
-    dict(type="LoadImage"),
+    dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="Resize", scale=(1667, 1000), keep_ratio=True),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImage"),
+    dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(1667, 1000), keep_ratio=True),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(

@@ -2,13 +2,13 @@ data_root = "data/digits/"
 metainfo = dict(classes=tuple("0123456789"))
 
 train_pipeline = [
-    dict(type="LoadImage"),
+    dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="Resize", scale=(128, 128), keep_ratio=True),
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImage"),
+    dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(128, 128), keep_ratio=True),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(
@@ -47,7 +47,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 val_evaluator = dict(
-    type="CocoMetric",
+    type="DetectionMetric",
     ann_file=data_root + "annotations/val.json",
     metric="bbox",
     classwise=True,

@@ -4,5 +4,5 @@ _base_ = "./schedule_1x.py"
 train_cfg = dict(max_epochs=16)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=500),
-    dict(type="MultiStepLR", by_epoch=True, begin=0, end=16, milestones=[10, 14], gamma=0.1),
+    dict(type="MultiStepLR", begin=0, end=1.0, milestones=[10 / 16, 14 / 16], gamma=0.1),
 ]

@@ -1,0 +1,4 @@
+_base_ = "./faster-rcnn_lite0_fpn_mdconv_mdpool.py"
+
+# Sized for a CPU: fewer RoIs, in smaller crops.
+model = dict(mimic=dict(num_rois=4, crop_size=96))

@@ -1,0 +1,92 @@
+"""What a run says on the terminal; the log file has everything."""
+
+import logging
+import os
+from pathlib import Path
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+
+UNTRUE = ("FileClient", "HardDiskBackend")  # warnings of mmengine about its own calls
+
+
+class FirstScreen(logging.Filter):
+    """Until the first iteration, lets only :func:`say`, warnings and errors through."""
+
+    started = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            return not any(word in record.getMessage() for word in UNTRUE)
+        return self.started or getattr(record, "terminal", False)
+
+
+def limit(logger: logging.Logger) -> FirstScreen:
+    """Put one on the terminal's handlers of `logger`."""
+    screen = FirstScreen()
+    for handler in logger.handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.addFilter(screen)
+    return screen
+
+
+def say(logger: logging.Logger, message: str) -> None:
+    """Log at INFO, to the terminal as well."""
+    logger.info(message, extra={"terminal": True})
+
+
+class SummaryHook(Hook):
+    """Says what is about to run, in one line per fact, and then opens the terminal to the log."""
+
+    priority = "LOWEST"
+
+    def __init__(self, screen: FirstScreen) -> None:
+        self.screen = screen
+
+    def before_train(self, runner) -> None:
+        loader = runner.train_dataloader
+        say(runner.logger, _data("trains on", loader))
+        if runner.val_loop is not None:
+            say(runner.logger, _data("validates on", runner.val_loop.dataloader))
+        length = f"{runner.max_iters} iterations"
+        if runner.max_epochs:
+            length = f"{runner.max_epochs} epochs of {len(loader)} iterations"
+        if runner.iter:
+            length += f", goes on after iteration {runner.iter}"
+        self._say(runner, length)
+
+    def before_test(self, runner) -> None:
+        say(runner.logger, _data("tests on", runner.test_dataloader))
+        self._say(runner, None)
+
+    def before_val(self, runner) -> None:
+        self.screen.started = True
+
+    def _say(self, runner, length: str | None) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        device = next(model.parameters()).device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        processes = f", {runner.world_size} processes" if runner.world_size > 1 else ""
+        parameters = sum(p.numel() for p in model.parameters())
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        lines = [
+            f"config: {os.path.relpath(runner.cfg.filename)}" if runner.cfg.filename else None,
+            f"device: {name}, {torch.get_num_threads()} threads{processes}",
+            f"model: {type(model).__name__}, {parameters / 1e6:.1f} M parameters, "
+            f"{trained / 1e6:.1f} M of them trained",
+            f"length: {length}" if length else None,
+            f"checkpoints: {os.path.relpath(runner.work_dir)}" if length else None,
+            f"log: {os.path.relpath(Path(runner.log_dir, runner.timestamp))}.log",
+            f"curves: tensorboard --logdir {os.path.relpath(runner.work_dir)}" if length else None,
+        ]
+        for line in filter(None, lines):
+            say(runner.logger, line)
+        self.screen.started = True
+
+
+def _data(verb: str, loader) -> str:
+    classes = getattr(loader.dataset, "metainfo", {}).get("classes", ())
+    few = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+    named = f", {len(classes)} classes: {few}" if classes else ""
+    return f"{verb} {len(loader.dataset)} images{named}"

@@ -1,0 +1,66 @@
+#!/usr/bin/env python
+"""Run a trained detector on pictures: tools/detect.py CONFIG CHECKPOINT INPUT..."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dcndet.data.errors import DataError
+from dcndet.models.engine.cli import one_line_errors
+from dcndet.models.inference import Detector, detect_files
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description="Detect objects in images and videos; no annotations are needed. Writes "
+        "detections.json (COCO results), detections.csv and pictures/."
+    )
+    parser.add_argument("config", help="path of the config file")
+    parser.add_argument("checkpoint", help="path or URL of the weights")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="image, video, folder, or a quoted pattern such as 'photos/**/*.jpg'",
+    )
+    parser.add_argument("--out-dir", default="work_dirs/detect", help="folder (%(default)s)")
+    parser.add_argument(
+        "--score-thr",
+        type=float,
+        default=0.3,
+        metavar="SCORE",
+        help="leave out detections below this score (%(default)s)",
+    )
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="keep only these classes")
+    parser.add_argument("--batch-size", type=int, default=1, help="images (%(default)s)")
+    parser.add_argument("--device", help="for example cuda:1 or cpu (default: a GPU if any)")
+    parser.add_argument(
+        "--amp",
+        nargs="?",
+        const="auto",
+        choices=["auto", "bf16", "fp16"],
+        help="mixed precision; without a value bf16 where the device has it, fp16 elsewhere",
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="write only JSON and CSV")
+    args = parser.parse_args()
+    if args.batch_size < 1:
+        parser.error("--batch-size: at least 1")
+
+    done = detect_files(
+        Detector(args.config, args.checkpoint, args.device, args.amp),
+        args.inputs,
+        args.out_dir,
+        score_thr=args.score_thr,
+        classes=args.classes,
+        batch_size=args.batch_size,
+        pictures=not args.no_pictures,
+    )
+    print(f"{done.detections} detections in {done.images} images: {args.out_dir}", end="")
+    print(f"; {len(done.unreadable)} inputs skipped" if done.unreadable else "")
+
+
+if __name__ == "__main__":
+    with one_line_errors(DataError):
+        main()
