@@ -11,7 +11,6 @@ from dcndet.data.errors import DataError
 from dcndet.data.loading import read_image
 from dcndet.models.visualization import draw_boxes
 from mmdet.registry import DATASETS
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from PIL import Image
 
@@ -121,7 +120,7 @@ def _read(path: Path) -> dict[int, list[Box]]:
 
 def _slides(run: Run, count: int, found: dict[str, dict[int, list[Box]]]) -> list[Slide]:
     init_default_scope("mmdet")
-    dataset = DATASETS.build(Config.fromfile(run.config).val_dataloader.dataset)
+    dataset = DATASETS.build(run.content.val_dataloader.dataset)
     classes = dataset.metainfo["classes"]
     slides = []
     for i in range(min(count, len(dataset))):

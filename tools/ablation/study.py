@@ -58,17 +58,20 @@ class Run:
     seed: int
     folder: Path  # of tools/train.py: logs and checkpoints
     config: Path  # that tools/train.py is given
-    text: str  # of that config; its first line is the identity
-    epochs: int
+    content: Config  # of that
 
     @property
     def name(self) -> str:
         return f"{self.cell.name}, seed {self.seed}"
 
     @property
+    def epochs(self) -> int:
+        return self.content.train_cfg.max_epochs
+
+    @property
     def identity(self) -> str:
         """A hash of the config's content, which does not change with how it is written down."""
-        return self.text.partition("\n")[0]
+        return hashlib.sha256(_canonical(self.content).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Study:
 
     @classmethod
     def read(cls, path: str | Path) -> "Study":
-        """Raises EngineError: no such file, or something in it that cannot be run."""
+        """Raises StudyError: no such file, or something in it that cannot be run."""
         path = Path(path)
         if not path.is_file():
             raise StudyError(f"study not found: {path}")
@@ -160,11 +163,9 @@ class Study:
         for seed, cell in itertools.product(self.seeds, self.cells):
             config = _configured(self.config, cell, str(self.path))
             config.merge_from_dict({"randomness.seed": seed})
-            digest = hashlib.sha256(_canonical(config).encode()).hexdigest()
             own = folder / cell.folder / f"seed-{seed}"
             path = folder / "configs" / f"{cell.folder}_seed-{seed}.py"
-            text = f"# {digest}\n{config.pretty_text}"
-            runs.append(Run(cell, seed, own, path, text, config.train_cfg.max_epochs))
+            runs.append(Run(cell, seed, own, path, config))
         return runs
 
 
@@ -246,7 +247,10 @@ def _options(where: str, axis: str, value: Any) -> dict[str, Any]:
 def _merge(config: Config, options: dict[str, Any], where: str) -> None:
     if own := [key for key in options if key in OWN]:
         raise StudyError(f"{where}: {own[0]} is set for every run; seeds says which")
-    merge_options(config, options, where, AXES)
+    try:
+        merge_options(config, options, where, AXES)
+    except EngineError as error:
+        raise StudyError(str(error)) from error
 
 
 def _configured(config: Config, cell: Cell, where: str) -> Config:
