@@ -394,7 +394,9 @@ def test_the_plan(fake):
     assert plan[0] == "0 layers, seed 0: finished, AP 0.152"
     assert plan[2] == "0 layers, seed 1: interrupted, about 10 min"
     assert plan[3] == "3 layers, seed 1: interrupted, about 20 min"
-    assert plan[4] == "4 runs, 2 to do: about 20 min with 2 at a time, judged by those that are done"
+    assert (
+        plan[4] == "4 runs, 2 to do: about 20 min with 2 at a time, judged by those that are done"
+    )
     assert "about 30 min with 1 at a time" in workspace.plan(1)
 
 

@@ -142,14 +142,12 @@ def _layers(logs: list[Log]) -> pd.DataFrame:
 
 
 def _markdown(study, lead, facts, reading, table, plots, layers, offsets, failed, **_) -> str:
-    command = facts.pop("command")
     lines = [f"# {markdown_text(study.title)}", "", markdown_text(lead), ""]
-    lines += [f"- command: {_code(command)}"]
-    lines += [f"- {key}: {markdown_text(value)}" for key, value in facts.items()]
+    for key, value in facts.items():
+        lines.append(f"- {key}: {_code(value) if key == 'command' else markdown_text(value)}")
     lines += ["", to_markdown(table), "", markdown_text(reading), ""]
     for plot in plots:
         lines += [f"![{plot.title}](plots/{plot.name}.png)", ""]
-    facts["command"] = command
     if layers:
         every = pd.concat(layers, names=["cell"])
         lines += ["## Deformable layers", "", offsets, "", to_markdown(every), ""]
