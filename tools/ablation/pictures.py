@@ -124,7 +124,7 @@ def _slides(count: int, found: dict[str, tuple[Run, dict[int, list[Box]]]]) -> l
             known = None if title == TRUTH else scores
             classes = dataset.metainfo["classes"]
             out = io.BytesIO()
-            picture = draw_boxes(image, boxes, labels, known, classes, 384, 800)
+            picture = draw_boxes(image, boxes, labels, known, classes, max_side=800)
             Image.fromarray(picture).save(out, "webp", quality=88)
             slide.panels[title] = out.getvalue()
         slides.append(slide)

@@ -3,6 +3,7 @@
 import json
 import os
 import statistics
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,20 +75,17 @@ class Log:
 
 def read_log(folder: Path) -> Log:
     """The logs of all attempts at a run; where they overlap, the last one counts."""
-    train, val, offsets = {}, {}, {}
+    lines = []
     for file in sorted(folder.glob("*/vis_data/scalars.json")):
         for text in file.read_text(encoding="utf-8").splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue  # a killed run leaves half a line, which its successor logs again
-            if "loss" in line:
-                train[line["step"]] = line
-            elif METRICS["AP"] in line:
-                val[line["step"]] = line
-            elif any(key.startswith("offsets/") for key in line):
-                offsets[line["step"]] = line
-    return Log(*([lines[step] for step in sorted(lines)] for lines in (train, val, offsets)))
+            with suppress(ValueError):  # a killed run leaves half a line, logged again later
+                lines.append(json.loads(text))
+
+    def having(prefix: str) -> list[dict[str, Any]]:
+        found = {x["step"]: x for x in lines if any(key.startswith(prefix) for key in x)}
+        return [found[step] for step in sorted(found)]
+
+    return Log(having("loss"), having(METRICS["AP"]), having("offsets/"))
 
 
 def collect(run: Run) -> Record:

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pandas as pd
 from dcndet.data.errors import DataError
 
 from .complexity import complexity
@@ -79,20 +78,19 @@ class Workspace:
     def plan(self, jobs: int) -> str:
         """All runs and their state, and how long what is left will take."""
         records = self.records()
-        done = [(run, r) for run, r in records if r is not None and r.finished]
-        seconds = pd.Series([r.seconds for _, r in done], [run.cell.name for run, _ in done], float)
-        seconds = seconds.dropna()
-        by_cell = seconds.groupby(level=0).mean()
-        lines, left, todo = [], [], len(records) - len(done)
+        runs = make_results(self.study, records, {}).runs.set_index("cell")
+        known = runs.loc[runs["state"] == "finished", "seconds"].dropna()
+        lines, left, todo = [], [], len(records)
         for run, record in records:
             if record is not None and record.finished:
                 lines.append(f"{run.name}: finished, AP {record.metrics['AP']:.3f}")
+                todo -= 1
                 continue
             state = "waiting" if record is None else f"failed ({record.error})"
             if record is None and any(run.folder.glob("*.pth")):
                 state = "interrupted"
-            if len(seconds):
-                left.append(by_cell.get(run.cell.name, seconds.mean()))
+            if len(known):
+                left.append(known.get([run.cell.name], known).mean())
                 state += f", about {left[-1] / 60:.0f} min"
             lines.append(f"{run.name}: {state}")
         end = f"{len(lines)} runs, {todo} to do"
