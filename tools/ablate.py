@@ -4,20 +4,21 @@
 import argparse
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
+from threading import Event
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
 from dcndet.models.engine.cli import one_line_errors
 from mmengine.config import DictAction
 
 from tools.ablation.report import write_report
-from tools.ablation.running import cluster, execute, execute_all
+from tools.ablation.running import cluster, execute_all, local_jobs
 from tools.ablation.study import Study, StudyError
-from tools.ablation.table import to_markdown
+from tools.ablation.table import as_text, to_markdown
 from tools.ablation.workspace import Workspace
-from tools.benchmarks import measure
+from tools.benchmarks.measure import machine
 
 
 def main():
@@ -37,9 +38,14 @@ def main():
         "--report", action="store_true", help="report on what has finished, run nothing"
     )
     parser.add_argument(
-        "--jobs",
+        "--jobs", type=int, help="runs at a time (default: what the GPUs allow; on a cluster all)"
+    )
+    parser.add_argument(
+        "--gpus-per-run",
         type=int,
-        help="runs at a time (default: one a GPU, or one; on a cluster all)",
+        default=1,
+        metavar="N",
+        help="train each run on N GPUs (without a GPU: in N processes), with N times the batch",
     )
     parser.add_argument(
         "--cluster", metavar="NAME", help="submit the runs through submitit: slurm, local"
@@ -50,41 +56,50 @@ def main():
         action=DictAction,
         default={},
         metavar="KEY=VALUE",
-        help="for submitit, for example slurm_partition=gpu gpus_per_node=1 timeout_min=1440",
+        help="for submitit, for example slurm_partition=gpu cpus_per_task=8 timeout_min=1440",
     )
     args = parser.parse_args()
-    if args.jobs is not None and args.jobs < 1:
-        parser.error(f"--jobs: expected at least 1, got {args.jobs}")
+    for name in ("jobs", "gpus_per_run"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
 
     study = Study.read(args.study)
     folder = args.work_dir or Path("work_dirs", "studies", study.path.stem)
     workspace = Workspace(study, folder)
-    devices = max(1, torch.cuda.device_count())
-    jobs = args.jobs or (len(workspace.runs) if args.cluster else devices)
+    if args.cluster:
+        jobs = args.jobs or len(workspace.runs)
+    elif not args.report:
+        jobs = local_jobs(args.jobs, args.gpus_per_run)
     if args.dry_run:
         print(workspace.plan(jobs))
         return
     failed = []
     if not args.report:
-        train = execute
+        stopped = Event()
+        execute = partial(execute_all, jobs=jobs, gpus=args.gpus_per_run, stopped=stopped)
         if args.cluster:
-            train = cluster(args.cluster, folder / "jobs", args.cluster_options)
-        workspace.claim()
-        failed = run_all(workspace, jobs, train)
+            options = args.cluster_options
+            if args.gpus_per_run > 1:
+                options = {"gpus_per_node": args.gpus_per_run} | options
+            train = cluster(args.cluster, folder / "jobs", options, stopped)
+            execute = partial(execute, train=train)
+        workspace.claim(args.gpus_per_run)
+        failed = run_all(workspace, execute)
     command = shlex.join(["python", "tools/ablate.py", *sys.argv[1:]])
-    rows = workspace.rows()
-    page = write_report(study, rows, folder, command, measure.machine())
-    workspace.write_results(rows)
-    print(f"\n{to_markdown(rows)}\nWritten to {folder}/results.csv, report.md and {page.name}")
+    results = workspace.results()
+    page = write_report(results, folder, command, machine())
+    workspace.write_results(results)
+    print(f"\n{to_markdown(as_text(results.cells))}")
+    print(f"Written to {folder}/results.csv, report.md and {page.name}")
     if failed:
         raise StudyError(f"{len(failed)} runs failed, call again to retry: {'; '.join(failed)}")
 
 
-def run_all(workspace, jobs, train):
+def run_all(workspace, execute):
     """Run what is not finished; the names of those that failed."""
     todo = [run for run, record in workspace.records() if not (record and record.finished)]
     failed = []
-    for i, (run, record) in enumerate(execute_all(todo, jobs, train), 1):
+    for i, (run, record) in enumerate(execute(todo), 1):
         workspace.write_results()
         progress = f"[{i}/{len(todo)}] {run.name}"
         if record.finished:

@@ -8,4 +8,3 @@ rows = [
     dict(name="mdconv c3-c5 + mdpool, mimic foreground", mimic="foreground"),
 ]
 seeds = [0, 1, 2]
-options = {"auto_scale_lr.enable": True}  # a run is one process, with a batch of two images

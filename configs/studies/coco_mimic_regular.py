@@ -3,4 +3,3 @@ title = "COCO: feature mimicking on the regular network"
 base = "../dcnv2/faster-rcnn_r50_fpn_mimic_1x_coco.py"
 axes = dict(mimic=["off", "foreground"])
 seeds = [0, 1, 2]
-options = {"auto_scale_lr.enable": True}  # a run is one process, with a batch of two images

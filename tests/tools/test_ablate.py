@@ -16,7 +16,7 @@ from scipy import stats
 from tools.ablation import running
 from tools.ablation.results import read_log
 from tools.ablation.study import Study, StudyError
-from tools.ablation.table import make_rows, to_markdown
+from tools.ablation.table import as_text, make_results
 from tools.ablation.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -244,9 +244,9 @@ def test_a_failed_run_stops_nothing_and_is_tried_again(fake):
     assert [record.finished for _, record in ended] == [True, False, False, True]
     assert ended[1][1].error == "error: the disk is full"
     assert ended[2][1].error.startswith("killed by signal 9")
-    rows = make_rows(workspace.study, workspace.records(), {})
-    assert [(len(row.finished), len(row.failed)) for row in rows] == [(1, 1), (1, 1)]
-    assert "1 (1 failed)" in to_markdown(rows)
+    cells = make_results(workspace.study, workspace.records(), {}).cells
+    assert cells[["finished", "failed"]].to_numpy().tolist() == [[1, 1], [1, 1]]
+    assert as_text(cells)["seeds"].tolist() == ["1 (1 failed)"] * 2
     ended, workspace = execute(study, fake)
     assert [record.finished for _, record in ended] == [True, True]
     assert len(calls(fake)) == 6
@@ -310,10 +310,10 @@ def test_csv_has_a_line_a_run(fake):
     assert [(x["cell"], x["layers"], x["seed"], x["state"]) for x in lines] == [
         ("0 layers", "0", "0", "finished"),
         ("0 layers", "0", "1", "finished"),
-        ("3 layers", "3", "1", "finished"),
         ("3 layers", "3", "0", "failed"),
+        ("3 layers", "3", "1", "finished"),
     ]
-    assert lines[3]["error"] == "error: the disk is full"
+    assert lines[2]["error"] == "error: the disk is full"
     assert float(lines[0]["AP"]) == pytest.approx(0.152)
 
 
@@ -345,11 +345,20 @@ def test_nobody_trains_beside_an_orphan(fake):
 def test_jobs_share_what_there_is(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    assert running._environment(0, 1) == {}
-    assert running._environment(1, 4) == {"OMP_NUM_THREADS": "2"}
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    assert [running._environment(i, 3)["CUDA_VISIBLE_DEVICES"] for i in range(3)] == ["4", "6", "4"]
+    assert running._environment(0, 1, 1) == {}
+    assert running._environment(1, 4, 1) == running._environment(0, 2, 2)
+    assert running._environment(0, 2, 2) == {"OMP_NUM_THREADS": "2"}
+    assert running.local_jobs(None, 2) == 1
+    assert running.local_jobs(3, 2) == 3
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,1,3,2")
+    shares = [running._environment(i, 2, 2)["CUDA_VISIBLE_DEVICES"] for i in range(2)]
+    assert shares == ["4,6", "1,3"]
+    assert [running.local_jobs(None, gpus) for gpus in (1, 2, 3)] == [5, 2, 1]
+    with pytest.raises(StudyError, match="--jobs 3 with --gpus-per-run 2 takes 6 GPUs, and 5 are"):
+        running.local_jobs(3, 2)
+    with pytest.raises(StudyError, match="takes 8 GPUs"):
+        running.local_jobs(None, 8)
 
 
 # Results
@@ -357,25 +366,25 @@ def test_jobs_share_what_there_is(monkeypatch):
 
 def test_means_differences_and_intervals(fake):
     ended, workspace = execute(write(fake.parent, seeds=[0, 1, 3]), fake)
-    base, row = make_rows(workspace.study, workspace.records(), {})
+    cells = make_results(workspace.study, workspace.records(), {}).cells
+    base, row = cells.loc["0 layers"], cells.loc["3 layers"]
     values = {
-        name: [r.metrics["AP"] for run, r in ended if run.cell.name == name]
-        for name in ("0 layers", "3 layers")
+        name: [r.metrics["AP"] for run, r in ended if run.cell.name == name] for name in cells.index
     }
-    assert base.mean["AP"] == pytest.approx(statistics.mean(values["0 layers"]))
-    assert row.std["AP"] == pytest.approx(statistics.stdev(values["3 layers"]))
-    assert base.difference == base.interval == {}
-    assert row.difference["AP"] == pytest.approx(row.mean["AP"] - base.mean["AP"])
+    assert base["AP"] == pytest.approx(statistics.mean(values["0 layers"]))
+    assert row["AP std"] == pytest.approx(statistics.stdev(values["3 layers"]))
+    assert base[["difference", "low", "high"]].isna().all()
+    assert row["difference"] == pytest.approx(row["AP"] - base["AP"])
     # Welch, by hand: both have the same variance, so four degrees of freedom.
     half = stats.t.ppf(0.975, 4) * (2 * statistics.variance(values["3 layers"]) / 3) ** 0.5
-    low, high = row.interval["AP"]
-    assert (low, high) == pytest.approx((row.difference["AP"] - half, row.difference["AP"] + half))
+    expected = (row["difference"] - half, row["difference"] + half)
+    assert (row["low"], row["high"]) == pytest.approx(expected)
 
 
 def test_the_plan(fake):
     study = write(fake.parent)
     workspace = Workspace(Study.read(study), fake)
-    assert "4 runs, 4 to do; no run has finished yet" in workspace.plan(1)
+    assert "4 runs, 4 to do; how long they take can be told when" in workspace.plan(1)
     execute(study, fake)
     for file in fake.rglob("seed-1/run.json"):
         file.unlink()
@@ -385,7 +394,7 @@ def test_the_plan(fake):
     assert plan[0] == "0 layers, seed 0: finished, AP 0.152"
     assert plan[2] == "0 layers, seed 1: interrupted, about 10 min"
     assert plan[3] == "3 layers, seed 1: interrupted, about 20 min"
-    assert plan[4] == "4 runs, 2 to do: about 20 min with 2 at a time, by those that are done"
+    assert plan[4] == "4 runs, 2 to do: about 20 min with 2 at a time, judged by those that are done"
     assert "about 30 min with 1 at a time" in workspace.plan(1)
 
 

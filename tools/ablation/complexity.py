@@ -1,7 +1,6 @@
 """Parameters and operations of a detector in inference."""
 
 import json
-from dataclasses import asdict, dataclass
 
 import torch
 from mmdet.registry import DATASETS, MODELS
@@ -19,31 +18,22 @@ def _deform_conv_flop(input, offset, weight, bias, mask, *geometry, out_shape=No
     return conv_flop_count(list(input), list(weight), list(out_shape))
 
 
-@dataclass
-class Complexity:
-    """Of inference. GFLOPs are 1e9 multiply-adds of convolutions and matrix products, on the first
+def complexity(run: Run) -> dict[str, float]:
+    """`parameters` and `gflops` of a run's detector; kept in a file beside its folder.
+
+    GFLOPs are 1e9 multiply-adds of convolutions and matrix products in inference, on the first
     image of the evaluation, with untrained weights; sampling and pooling are not counted.
     """
-
-    parameters: int
-    gflops: float
-
-
-def complexity(run: Run) -> Complexity:
-    """Of a run's detector; kept in a file beside its folder."""
     path = run.folder.parent / "complexity.json"
-    if path.exists():
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            return Complexity(**kept)
-        except (ValueError, TypeError):
-            pass  # cut off: made again
-    found = _count(Config.fromstring(run.text, ".py"))
-    write_text(path, json.dumps(asdict(found)) + "\n")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there, or cut off
+        found = _count(Config.fromstring(run.text, ".py"))
+    write_text(path, json.dumps(found) + "\n")
     return found
 
 
-def _count(config: Config) -> Complexity:
+def _count(config: Config) -> dict[str, float]:
     init_default_scope("mmdet")
     config.model.backbone.init_cfg = None  # no download
     torch.manual_seed(0)
@@ -54,4 +44,4 @@ def _count(config: Config) -> Complexity:
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         model(**data, mode="tensor")
-    return Complexity(parameters, counter.get_total_flops() / 2 / 1e9)
+    return {"parameters": parameters, "gflops": counter.get_total_flops() / 2 / 1e9}

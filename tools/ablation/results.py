@@ -31,11 +31,13 @@ def read_record(run: Run) -> Record | None:
     Raises:
         StudyError: the folder holds a run of another config.
     """
-    if run.config.exists() and run.config.read_text(encoding="utf-8") != run.text:
-        raise StudyError(
-            f"{run.folder} holds a run of another config than {run.name} has now (compare "
-            f"{run.config}); give another --work-dir, or move both away"
-        )
+    if run.config.exists():
+        with run.config.open(encoding="utf-8") as file:
+            if file.readline().rstrip("\n") != run.identity:
+                raise StudyError(
+                    f"{run.folder} holds a run of another config than {run.name} has now (compare "
+                    f"{run.config}); give another --work-dir, or move both away"
+                )
     path = run.folder / RECORD
     if not path.exists():
         return None
@@ -65,9 +67,9 @@ def write_text(path: Path, text: str) -> None:
 class Log:
     """What tools/train.py logged, by what it says of itself."""
 
-    train: list[dict[str, Any]]  # a line an interval: iter, epoch, loss, time, ...
-    val: list[dict[str, Any]]  # a line an epoch: step (the epoch), coco/bbox_mAP, ...
-    offsets: list[dict[str, Any]]  # a line an interval: step, offsets/LAYER/...
+    train: list[dict[str, Any]]  # a line per interval: step, epoch, loss, time, ...
+    val: list[dict[str, Any]]  # a line per epoch: step (the epoch), coco/bbox_mAP, ...
+    offsets: list[dict[str, Any]]  # a line per interval: step, offsets/LAYER/...
 
 
 def read_log(folder: Path) -> Log:

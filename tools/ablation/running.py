@@ -1,6 +1,5 @@
 """Runs the cells of a study: each an ordinary tools/train.py, side by side where asked."""
 
-import fcntl
 import os
 import queue
 import re
@@ -10,12 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
 from dcndet.models.engine import CheckpointError, find_resumable
+from filelock import lock_descriptor
 
 from .results import Record, collect, read_record, write_record, write_text
 from .study import Run, StudyError
@@ -25,11 +26,12 @@ TRAIN = ROOT / "tools" / "train.py"
 LOG = "train.log"  # what tools/train.py printed
 
 
-def execute(run: Run, environment: dict[str, str] | None = None) -> Record:
+def execute(run: Run, environment: dict[str, str] | None = None, gpus: int = 1) -> Record:
     """Train one cell with one seed, or go on with what an interrupted attempt left.
 
     Args:
         environment: variables for the process, beside those of this one.
+        gpus: how many to train on, each with a process of its own.
 
     Returns:
         Its record, which is also written. A failed run has a record too, and the next call tries
@@ -38,58 +40,68 @@ def execute(run: Run, environment: dict[str, str] | None = None) -> Record:
     Raises:
         StudyError: the folder holds a run of another config, or a process is training in it.
     """
-    with _locked(run) as lock:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / "lock").open("w") as lock:
+        if not lock_descriptor(lock.fileno(), blocking=False):
+            raise StudyError(f"another process is training in {run.folder}")
         record = read_record(run)
         if record is not None and record.finished:
             return record
         if record is None and run.config.exists():
             # All of it may be there: the record was damaged, or this tool stopped before it.
-            try:
+            with suppress(StudyError):
                 record = collect(run)
-            except StudyError:
-                pass
-            else:
                 write_record(run, record)
                 return record
-        write_text(run.config, run.text)
-        command = [sys.executable, str(TRAIN), str(run.config), "--work-dir", str(run.folder)]
-        resumed = any(run.folder.glob("*.pth"))
-        if resumed:
-            try:
-                command += ["--resume", find_resumable(run.folder)]
-            except CheckpointError as error:
-                print(f"{run.name}: trained anew, {error}", flush=True)
-                resumed = False
-        start = time.monotonic()
-        with (run.folder / LOG).open("a+", errors="replace") as log:
-            before = log.tell()
-            process = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | (environment or {}),
-                pass_fds=[lock],  # an orphan keeps it, so that nobody trains beside it
-            )
-            peak = _wait(process)
-            log.seek(before)
-            last = (log.read().strip().splitlines() or [""])[-1]
-        if process.returncode == -signal.SIGINT:
-            raise StudyError(f"{run.name} was stopped")
-        if process.returncode == 0:
-            try:
-                record = collect(run)
-            except StudyError as error:
-                record = Record(finished=False, error=str(error))
-        else:
-            if process.returncode < 0:
-                last = f"killed by signal {-process.returncode}; last line: {last}"
-            record = Record(finished=False, error=last or f"exit status {process.returncode}")
-        if not resumed:
-            record.seconds = time.monotonic() - start
-        if record.memory is None:
-            record.memory = peak
-        write_record(run, record)
-        return record
+        return _train(run, environment or {}, gpus, lock.fileno())
+
+
+def _train(run: Run, environment: dict[str, str], gpus: int, lock: int) -> Record:
+    write_text(run.config, run.text)
+    command = [sys.executable]
+    if gpus > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
+    command += [str(TRAIN), str(run.config), "--work-dir", str(run.folder)]
+    command += ["--launcher", "pytorch"] if gpus > 1 else []
+    resumed = any(run.folder.glob("*.pth"))
+    if resumed:
+        try:
+            command += ["--resume", find_resumable(run.folder)]
+        except CheckpointError as error:
+            print(f"{run.name}: trained anew, {error}", flush=True)
+            resumed = False
+    start = time.monotonic()
+    with (run.folder / LOG).open("a+", errors="replace") as log:
+        before = log.tell()
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment,
+            pass_fds=[lock],  # an orphan keeps it, so that nobody trains beside it
+        )
+        peak = _wait(process)
+        log.seek(before)
+        lines = log.read().strip().splitlines()
+    # torchrun says more than its processes do, and after them.
+    last = next((line for line in lines[::-1] if line.startswith("error: ")), *lines[-1:] or [""])
+    if process.returncode == -signal.SIGINT or "got signal: 2" in last:
+        raise StudyError(f"{run.name} was stopped")
+    if process.returncode == 0:
+        try:
+            record = collect(run)
+        except StudyError as error:
+            record = Record(finished=False, error=str(error))
+    else:
+        if process.returncode < 0:
+            last = f"killed by signal {-process.returncode}; last line: {last}"
+        record = Record(finished=False, error=last or f"exit status {process.returncode}")
+    if not resumed:
+        record.seconds = time.monotonic() - start
+    if record.memory is None and gpus == 1:  # torchrun's own memory says nothing
+        record.memory = peak
+    write_record(run, record)
+    return record
 
 
 def _wait(process: subprocess.Popen) -> float | None:
@@ -109,36 +121,49 @@ def _wait(process: subprocess.Popen) -> float | None:
         interval = min(2 * interval, 0.5)
 
 
-@contextmanager
-def _locked(run: Run) -> Iterator[int]:
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with (run.folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StudyError(f"another process is training in {run.folder}") from None
-        yield file.fileno()
+def local_jobs(asked: int | None, gpus: int) -> int:
+    """How many runs this machine takes at a time: without a GPU what is asked for, or one.
+
+    Raises:
+        StudyError: the GPUs are too few for it.
+    """
+    count = torch.cuda.device_count()
+    jobs = asked or max(1, count // gpus)
+    if count and jobs * gpus > count:
+        raise StudyError(
+            f"--jobs {jobs} with --gpus-per-run {gpus} takes {jobs * gpus} GPUs, and {count} are "
+            "visible"
+        )
+    return jobs
 
 
 def execute_all(
-    runs: list[Run], jobs: int, train: Callable[[Run, dict[str, str]], Record] = execute
+    runs: list[Run],
+    jobs: int,
+    gpus: int = 1,
+    train: Callable[[Run, dict[str, str], int], Record] = execute,
+    stopped: Event | None = None,
 ) -> Iterator[tuple[Run, Record]]:
     """Execute runs, `jobs` at a time, and yield each as it ends, or why it could not start.
 
-    Where there are GPUs, job i has the i-th of those that are visible; otherwise the jobs share
-    the cores.
+    Where there are GPUs, every job has its share of those that are visible; otherwise the jobs
+    share the cores.
 
     Args:
+        gpus: of each run, or processes where there is no GPU.
         train: what executes one, `execute` or one of `cluster`.
+        stopped: is set when nobody waits for the runs any more, as after Ctrl-C.
     """
     environments: queue.SimpleQueue = queue.SimpleQueue()
     for i in range(jobs):
-        environments.put(_environment(i, jobs))
+        environments.put(_environment(i, jobs, gpus))
 
     def job(run: Run) -> Record:
         environment = environments.get()
         try:
-            return train(run, environment)
+            return train(run, environment, gpus)
+        except StudyError as error:
+            return Record(finished=False, error=str(error))
         finally:
             environments.put(environment)
 
@@ -146,32 +171,33 @@ def execute_all(
     try:
         futures = {pool.submit(job, run): run for run in runs}
         for future in as_completed(futures):
-            try:
-                record = future.result()
-            except StudyError as error:
-                record = Record(finished=False, error=str(error))
-            yield futures[future], record
+            yield futures[future], future.result()
     finally:
+        if stopped is not None:
+            stopped.set()
         pool.shutdown(cancel_futures=True)  # after Ctrl-C, nothing new starts
 
 
-def _environment(job: int, jobs: int) -> dict[str, str]:
+def _environment(job: int, jobs: int, gpus: int) -> dict[str, str]:
     count = torch.cuda.device_count()
     if count:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
-        return {"CUDA_VISIBLE_DEVICES": visible.split(",")[job % count]}
-    if jobs == 1:
+        return {"CUDA_VISIBLE_DEVICES": ",".join(visible.split(",")[job * gpus :][:gpus])}
+    if jobs * gpus == 1:
         return {}
-    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // (jobs * gpus)))}
 
 
-def cluster(name: str, folder: Path, options: dict[str, Any]) -> Callable[[Run, dict], Record]:
-    """What executes a run as a job of a cluster.
+def cluster(
+    name: str, folder: Path, options: dict[str, Any], stopped: Event
+) -> Callable[[Run, dict[str, str], int], Record]:
+    """What executes a run as a job of a cluster, or waits for the job that an earlier call left.
 
     Args:
         name: of submitit's executor: 'slurm', or 'local' for this machine.
         folder: of the jobs' scripts and logs; every machine of the cluster must see it.
-        options: of the executor, for example slurm_partition, gpus_per_node, timeout_min.
+        options: of the executor, for example slurm_partition, timeout_min.
+        stopped: once it is set, jobs are left to themselves.
 
     Raises:
         StudyError: submitit is not installed, or does not know the name or an option.
@@ -189,8 +215,18 @@ def cluster(name: str, folder: Path, options: dict[str, Any]) -> Callable[[Run, 
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(path)
 
-    def train(run: Run, environment: dict[str, str]) -> Record:
-        job = executor.submit(execute, run)  # the cluster hands out its own devices
+    def train(run: Run, environment: dict[str, str], gpus: int) -> Record:
+        job, known = None, run.folder / "slurm.job"
+        if name == "slurm" and known.exists():
+            job = submitit.SlurmJob(folder, known.read_text())
+        if job is None or job.done(force_check=True):
+            job = executor.submit(execute, run, gpus=gpus)  # the cluster hands out its own devices
+            write_text(run.folder / f"{name}.job", job.job_id)
+        else:
+            print(f"{run.name}: waiting for job {job.job_id} (as in {known})", flush=True)
+        while not job.done():
+            if stopped.wait(1):
+                raise StudyError(f"{run.name} goes on as job {job.job_id}")
         try:
             return job.result()
         except StudyError:

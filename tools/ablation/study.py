@@ -1,15 +1,17 @@
 """A study: a base config, what is varied, and the runs that follow from it."""
 
 import copy
-import difflib
+import hashlib
 import itertools
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dcndet.models.engine import EngineError
+from dcndet.models.engine.options import merge_options
 from mmengine.config import Config
 
 KEYS = dict(
@@ -22,6 +24,13 @@ KEYS = dict(
     options=dict,
     pictures=dict,
 )
+CHOICES = {
+    "conv": ("dconv", "mdconv"),
+    "pool": ("align", "dpool", "mdpool"),
+    "mimic": ("off", "foreground", "background", "both"),
+}
+AXES = ("layers", "stages", *CHOICES)  # with a name of their own
+OWN = ("randomness.seed", "work_dir", "resume", "load_from")  # set by tools/ablate.py itself
 
 
 class StudyError(EngineError):
@@ -30,7 +39,7 @@ class StudyError(EngineError):
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the study's table: a configuration, run once a seed."""
+    """One row of the study's table: a configuration, run once per seed."""
 
     name: str
     settings: dict[str, Any]  # axis -> value
@@ -49,12 +58,17 @@ class Run:
     seed: int
     folder: Path  # of tools/train.py: logs and checkpoints
     config: Path  # that tools/train.py is given
-    text: str  # of that config
+    text: str  # of that config; its first line is the identity
     epochs: int
 
     @property
     def name(self) -> str:
         return f"{self.cell.name}, seed {self.seed}"
+
+    @property
+    def identity(self) -> str:
+        """A hash of the config's content, which does not change with how it is written down."""
+        return self.text.partition("\n")[0]
 
 
 @dataclass(frozen=True)
@@ -64,10 +78,10 @@ class Study:
     A study file is a Python config with
 
     - `base`: the config that is varied, relative to the study file;
-    - `axes`: a dict of lists; the cells are their product. A name is one of `AXES` or any key of
-      the base config (`'optim_wrapper.optimizer.lr'`);
-    - `rows`: a list of dicts of the same names, for what is no product, each maybe with a `name`.
-      With both, every row is combined with every point of the axes;
+    - `axes`: a dict of lists; the cells are their product. A name is one of `AXES` or any key that
+      the base config has or could have (`'optim_wrapper.optimizer.lr'`);
+    - `rows`: a list of dicts of the same names, for combinations that do not form a grid, each
+      with an optional `name`. With both, every row is combined with every point of the axes;
     - `seeds`: a list of ints;
     - optionally `title`; `baseline`, the settings of the cell that the others are compared with
       (the first cell if not given); `options`, keys of the config that hold for every cell; and
@@ -80,12 +94,13 @@ class Study:
     cells: tuple[Cell, ...]
     seeds: tuple[int, ...]
     baseline: Cell
-    config: Config
+    options: dict[str, Any]
+    config: Config  # the base with the options
     pictures: dict[str, Any]
 
     @classmethod
     def read(cls, path: str | Path) -> "Study":
-        """Raises StudyError: no such file, or something in it that cannot be run."""
+        """Raises EngineError: no such file, or something in it that cannot be run."""
         path = Path(path)
         if not path.is_file():
             raise StudyError(f"study not found: {path}")
@@ -107,7 +122,7 @@ class Study:
             raise StudyError(f"{path}: seeds: expected whole numbers from 0, got {list(seeds)}")
         if len(set(seeds)) < len(seeds):
             raise StudyError(f"{path}: seeds: {list(seeds)} has one of them twice")
-        base = (path.parent / content["base"]).resolve()
+        base = Path(os.path.relpath(path.parent / content["base"]))
         if not base.is_file():
             raise StudyError(f"{path}: base: config not found: {content['base']}")
         try:
@@ -117,18 +132,17 @@ class Study:
         if "max_epochs" not in config.get("train_cfg", {}):
             raise StudyError(f"{path}: base: {content['base']} has no train_cfg.max_epochs")
         options = content.get("options", {})
-        for key in options:
-            _check_key(f"{path}: options", key, config)
-        config.merge_from_dict(options)
+        _merge(config, options, f"{path}: options")
         cells = _cells(path, content, config)
         _check_different(path, cells, config)
         baseline = cells[0]
         if "baseline" in content:
             wanted = _normal(content["baseline"])
-            found = [cell for cell in cells if wanted.items() <= _named(cell).items()]
+            named = [{"name": cell.name, **cell.settings} for cell in cells]
+            found = [i for i, each in enumerate(named) if wanted.items() <= each.items()]
             if len(found) != 1:
                 raise StudyError(f"{path}: baseline: {len(found)} cells are {wanted}, expected one")
-            baseline = found[0]
+            baseline = cells[found[0]]
         pictures = dict(cells=[], images=6) | content.get("pictures", {})
         if unknown := set(pictures) - {"cells", "images"}:
             raise StudyError(f"{path}: pictures: {unknown.pop()}: unknown, expected cells, images")
@@ -138,14 +152,20 @@ class Study:
                 f"{path}: pictures: no cell is named {unknown[0]!r}; there are {names}"
             )
         title = content.get("title", path.stem)
-        return cls(path, title, base, cells, seeds, baseline, config, pictures)
+        return cls(path, title, base, cells, seeds, baseline, options, config, pictures)
 
     def runs(self, folder: Path) -> list[Run]:
         """Every run of the study, seed by seed, so that all cells soon have a first result."""
-        return [
-            _run(self.config, cell, seed, folder)
-            for seed, cell in itertools.product(self.seeds, self.cells)
-        ]
+        runs = []
+        for seed, cell in itertools.product(self.seeds, self.cells):
+            config = _configured(self.config, cell, str(self.path))
+            config.merge_from_dict({"randomness.seed": seed})
+            digest = hashlib.sha256(_canonical(config).encode()).hexdigest()
+            own = folder / cell.folder / f"seed-{seed}"
+            path = folder / "configs" / f"{cell.folder}_seed-{seed}.py"
+            text = f"# {digest}\n{config.pretty_text}"
+            runs.append(Run(cell, seed, own, path, text, config.train_cfg.max_epochs))
+        return runs
 
 
 def _cells(path: Path, content: dict, config: Config) -> tuple[Cell, ...]:
@@ -153,38 +173,31 @@ def _cells(path: Path, content: dict, config: Config) -> tuple[Cell, ...]:
     for name, values in axes.items():
         if not isinstance(values, list):
             raise StudyError(f"{path}: axes: {name}: expected a list of values, got {values!r}")
-    cells: dict[str, Cell] = {}
     for row in rows:
         if not isinstance(row, dict):
             raise StudyError(f"{path}: rows: expected dicts, got {row!r}")
-        for point in itertools.product(*axes.values()):
-            settings = row | dict(zip(axes, point, strict=True))
-            name = settings.pop("name", None)
-            if name is not None and axes:
-                name = ", ".join([name, *(_label(axis, settings[axis]) for axis in axes)])
-            settings = _normal(settings)
-            options: dict[str, Any] = {}
-            for axis, value in settings.items():
-                where = f"{path}: {axis}"
-                if axis in AXES:
-                    options |= AXES[axis](where, value)
-                else:
-                    _check_key(where, axis, config)
-                    options[axis] = value
-            name = name or ", ".join(_label(*item) for item in settings.items()) or "base"
-            cell = Cell(name, settings, options)
-            if not re.match(r"[^.].{0,99}$", cell.folder):
-                raise StudyError(f"{path}: {name!r} cannot name a folder; give the row a name")
-            if (
-                "conv" in settings
-                and "layers" not in settings
-                and not config.model.backbone.get("deform")
-            ):
+    every = {*axes, *itertools.chain(*rows)}
+    cells: dict[str, Cell] = {}
+    for row, point in itertools.product(rows, itertools.product(*axes.values())):
+        settings = row | dict(zip(axes, point, strict=True))
+        name = settings.pop("name", None)
+        if name is not None and axes:
+            name = ", ".join([name, *(_label(axis, settings[axis], every) for axis in axes)])
+        settings = _normal(settings)
+        options: dict[str, Any] = {}
+        for axis, value in settings.items():
+            options |= _options(f"{path}: {axis}", axis, value)
+        labels = [_label(axis, value, every) for axis, value in settings.items()]
+        cell = Cell(name or ", ".join(labels) or "base", settings, options)
+        if not re.match(r"[^.].{0,99}$", cell.folder):
+            raise StudyError(f"{path}: {cell.name!r} cannot name a folder; give the row a name")
+        if "conv" in settings and not {"layers", "stages"} & {*settings}:
+            if not config.model.backbone.get("deform"):
                 raise StudyError(
                     f"{path}: conv: the base config has no deformable layer; give layers"
                 )
-            if cells.setdefault(cell.folder, cell) != cell:
-                raise StudyError(f"{path}: two cells would be in the folder {cell.folder}")
+        if cells.setdefault(cell.folder, cell) != cell:
+            raise StudyError(f"{path}: two cells would be in the folder {cell.folder}")
     if not cells or (not axes and "rows" not in content):
         raise StudyError(f"{path} has no cell: give axes, rows or both")
     return tuple(cells.values())
@@ -195,112 +208,61 @@ def _normal(settings: dict) -> dict:
     return {k: v for k, v in settings.items() if k != "conv" or settings.get("layers") != 0}
 
 
-def _named(cell: Cell) -> dict:
-    return {"name": cell.name, **cell.settings}
-
-
-def _label(axis: str, value: Any) -> str:
+def _label(axis: str, value: Any, axes: set[str]) -> str:
+    """What a cell's name says of an axis: the end of its key that no other of the `axes` has."""
     if axis == "layers":
         return f"{value} layers"
     if axis == "mimic":
         return f"mimic {value}"
-    return str(value) if axis in AXES else f"{axis.split('.')[-1]}={value}"
+    if axis in CHOICES:
+        return str(value)
+    steps = axis.split(".")
+    ends = (".".join(steps[i:]) for i in reversed(range(len(steps))))
+    others = [f".{other}" for other in axes - {axis}]
+    end = next((e for e in ends if not any(o.endswith(f".{e}") for o in others)), axis)
+    return f"{end}={value}"
 
 
-def _layers(where: str, value: Any) -> dict:
-    if type(value) is not int or value < 0:
-        raise StudyError(f"{where}: expected a number of layers, got {value!r}")
-    return {"model.backbone.deform": dict(layers=value, stages=None)}
+def _options(where: str, axis: str, value: Any) -> dict[str, Any]:
+    """What an axis sets in a config."""
+    if axis in CHOICES and value not in CHOICES[axis]:
+        raise StudyError(f"{where}: expected one of {', '.join(CHOICES[axis])}, got {value!r}")
+    match axis:
+        case "layers":
+            if type(value) is not int or value < 0:
+                raise StudyError(f"{where}: expected a number of layers, got {value!r}")
+            return {"model.backbone.deform": dict(layers=value, stages=None)}
+        case "stages":
+            return {"model.backbone.deform": dict(layers=None, stages=value)}
+        case "conv":
+            return {"model.backbone.deform.modulated": value == "mdconv"}
+        case "pool":
+            return {"model.roi_head.bbox_roi_extractor.pool": value}
+        case "mimic":
+            return {"model.mimic": None} if value == "off" else {"model.mimic.on": value}
+    return {axis: value}
 
 
-def _check_one_of(where: str, value: Any, *allowed: str) -> None:
-    if value not in allowed:
-        raise StudyError(f"{where}: expected one of {', '.join(allowed)}, got {value!r}")
+def _merge(config: Config, options: dict[str, Any], where: str) -> None:
+    if own := [key for key in options if key in OWN]:
+        raise StudyError(f"{where}: {own[0]} is set for every run; seeds says which")
+    merge_options(config, options, where, AXES)
 
 
-def _conv(where: str, value: Any) -> dict:
-    _check_one_of(where, value, "dconv", "mdconv")
-    return {"model.backbone.deform.modulated": value == "mdconv"}
-
-
-def _pool(where: str, value: Any) -> dict:
-    _check_one_of(where, value, "align", "dpool", "mdpool")
-    return {"model.roi_head.bbox_roi_extractor.pool": value}
-
-
-def _mimic(where: str, value: Any) -> dict:
-    _check_one_of(where, value, "off", "foreground", "background", "both")
-    return {"model.mimic": None} if value == "off" else {"model.mimic.on": value}
-
-
-# The axes with a name of their own: what they set in a config.
-AXES = {"layers": _layers, "conv": _conv, "pool": _pool, "mimic": _mimic}
-
-
-# Keys that a config may leave out, by the section that it must have.
-OPTIONAL = {
-    "model.backbone.deform": ("deform_groups",),
-    "model.roi_head.bbox_roi_extractor.deform": ("gamma", "fc_channels"),
-    "model.mimic": (
-        *("num_rois", "crop_size", "loss_mimic.loss_weight", "loss_mimic.reduction"),
-        "loss_cls.loss_weight",
-    ),
-}
-# What tools/ablate.py sets itself.
-OWN = ("randomness.seed", "work_dir", "resume", "load_from")
-
-
-def _check_key(where: str, key: str, config: Config) -> None:
-    """Raise StudyError where `config` has no such key, with those that come close."""
-    if key in OWN:
-        raise StudyError(f"{where}: {key} is set for every run; seeds says which")
-    for section, names in OPTIONAL.items():
-        if key in [f"{section}.{name}" for name in names]:
-            key = section
-    value: Any = config
-    steps = key.split(".")
-    for i, step in enumerate(steps):
-        if isinstance(value, (list, tuple)) and step.isdigit() and int(step) < len(value):
-            value = value[int(step)]
-        elif isinstance(value, dict | Config) and step in value:
-            value = value[step]
-        else:
-            known = list(value.keys()) if isinstance(value, dict | Config) else []
-            if i == 0:
-                known += list(AXES)
-            near = difflib.get_close_matches(step, known) or known[:8]
-            hint = f"; {'.'.join(steps[:i]) or 'it'} has {', '.join(near)}" if near else ""
-            raise StudyError(f"{where}: the base config has no key {key}{hint}")
-
-
-def _check_different(path: Path, cells: tuple[Cell, ...], config: Config) -> None:
-    """Raise StudyError where two cells would train the same, or one cannot be configured."""
-    seen: dict[str, Cell] = {}
-    for cell in cells:
-        try:
-            content = json.dumps(_configured(config, cell).to_dict(), default=str, sort_keys=True)
-        except TypeError as error:
-            raise StudyError(f"{path}: {cell.name}: {error}") from error
-        if (other := seen.setdefault(content, cell)) is not cell:
-            raise StudyError(f"{path}: the cells {other.name!r} and {cell.name!r} are the same")
-
-
-def _configured(config: Config, cell: Cell) -> Config:
+def _configured(config: Config, cell: Cell, where: str) -> Config:
     config = copy.deepcopy(config)
-    for key, value in cell.options.items():
-        config.merge_from_dict({key: value})
+    _merge(config, cell.options, where)
     return config
 
 
-def _run(config: Config, cell: Cell, seed: int, folder: Path) -> Run:
-    config = _configured(config, cell)
-    config.merge_from_dict({"randomness.seed": seed})
-    name = f"{cell.folder}_seed-{seed}"
-    return Run(
-        cell,
-        seed,
-        folder / cell.folder / f"seed-{seed}",
-        folder / "configs" / f"{name}.py",
-        config.pretty_text,
-        config.train_cfg.max_epochs,
-    )
+def _canonical(config: Config) -> str:
+    return json.dumps(config.to_dict(), default=str, sort_keys=True)
+
+
+def _check_different(path: Path, cells: tuple[Cell, ...], config: Config) -> None:
+    """Raise StudyError where two cells would train the same."""
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        content = _canonical(_configured(config, cell, str(path)))
+        if (other := seen.setdefault(content, cell)) is not cell:
+            raise StudyError(f"{path}: the cells {other.name!r} and {cell.name!r} are the same")

@@ -1,144 +1,136 @@
-"""The table of a study: what its runs showed, a row a cell, as dataclasses, CSV and Markdown."""
+"""The tables of a study: what its runs showed, as numbers and as text."""
 
-import csv
-import io
-import statistics
-from dataclasses import dataclass, field
-from html import escape
-from typing import Any
+from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 from scipy.stats import ttest_ind
 
-from .complexity import Complexity
 from .results import METRICS, Record
-from .study import Cell, Run, Study
+from .study import Run, Study
 
 CONFIDENCE = 0.95
+COSTS = ["seconds_per_iteration", "memory_mb", "parameters", "gflops"]
 
 
 @dataclass
-class Row:
-    """What one cell showed. AP in 0..1, seconds, MB."""
+class Results:
+    """A study with what its runs showed. AP in 0..1, seconds, MB; unknown is NaN.
 
-    cell: Cell
-    finished: list[tuple[Run, Record]] = field(default_factory=list)
-    failed: list[tuple[Run, Record]] = field(default_factory=list)
-    waiting: list[Run] = field(default_factory=list)
-    complexity: Complexity | None = None
-    mean: dict[str, float] = field(default_factory=dict)  # of each of METRICS, over seeds
-    std: dict[str, float] = field(default_factory=dict)  # with two seeds or more
-    # Mean minus that of the baseline, and the confidence interval of it (Welch's), where both have
-    # two seeds or more that differ. The baseline itself has neither.
-    difference: dict[str, float] = field(default_factory=dict)
-    interval: dict[str, tuple[float, float]] = field(default_factory=dict)
-    iteration: float | None = None  # seconds, median over seeds
-    memory: float | None = None  # MB, median over seeds
+    `runs` has a line per run: its cell, the cell's settings, seed, `state` (finished, failed or
+    waiting), `METRICS`, `COSTS` and what else belongs into results.csv.
 
-    def values(self, metric: str) -> list[float]:
-        return [record.metrics[metric] for _, record in self.finished]
+    `cells` has a line per cell, by name: how many runs `finished` and `failed`; of each of METRICS
+    the mean over seeds and, as `AP std`, the standard deviation; the medians of COSTS; and
+    `difference` in mean AP to the baseline with its confidence interval (Welch's), from `low` to
+    `high`, where both have two seeds or more that differ. The baseline has none of these three.
+    """
+
+    study: Study
+    ended: list[tuple[Run, Record | None]]
+    runs: pd.DataFrame
+    cells: pd.DataFrame
+
+    def finished(self, cell: str) -> list[Run]:
+        return [run for run, r in self.ended if r and r.finished and run.cell.name == cell]
+
+    @property
+    def best(self) -> pd.Series:
+        """The cell with the highest mean AP."""
+        return self.cells.loc[self.cells["AP"].idxmax()]
 
 
-def make_rows(
-    study: Study, ended: list[tuple[Run, Record | None]], complexity: dict[str, Complexity]
-) -> list[Row]:
-    """A row a cell, in the study's order.
-
+def make_results(
+    study: Study,
+    ended: list[tuple[Run, Record | None]],
+    complexity: dict[str, dict[str, float]],
+) -> Results:
+    """
     Args:
         ended: every run of the study with its record, None where it has none yet.
-        complexity: by the folder of the cell, as far as known.
+        complexity: `parameters` and `gflops` by the name of the cell, as far as known.
     """
-    rows = {cell.folder: Row(cell, complexity=complexity.get(cell.folder)) for cell in study.cells}
+    axes = list(dict.fromkeys(axis for cell in study.cells for axis in cell.settings))
+    lines = []
     for run, record in ended:
-        row = rows[run.cell.folder]
-        if record is None:
-            row.waiting.append(run)
-        else:
-            (row.finished if record.finished else row.failed).append((run, record))
-    base = rows[study.baseline.folder]
-    for row in rows.values():
-        if not row.finished:
-            continue
-        records = [record for _, record in row.finished]
-        row.iteration = statistics.median(record.iteration for record in records)
-        memory = [record.memory for record in records if record.memory is not None]
-        row.memory = statistics.median(memory) if memory else None
-        for metric in METRICS:
-            values = row.values(metric)
-            row.mean[metric] = statistics.fmean(values)
-            if len(values) > 1:
-                row.std[metric] = statistics.stdev(values)
-            if row is base or not base.finished:
-                continue
-            row.difference[metric] = row.mean[metric] - statistics.fmean(base.values(metric))
-            # Equal values to the last digit are rounding, not certainty.
-            spread = len({*values}) > 1 or len({*base.values(metric)}) > 1
-            if spread and min(len(values), len(base.finished)) > 1:
-                test = ttest_ind(values, base.values(metric), equal_var=False)
-                interval = test.confidence_interval(CONFIDENCE)
-                row.interval[metric] = (float(interval.low), float(interval.high))
-    return list(rows.values())
+        line = {"cell": run.cell.name, "seed": run.seed, "state": "waiting"} | run.cell.settings
+        line |= complexity.get(run.cell.name, {}) | {"folder": run.folder}
+        if record is not None:
+            line |= record.metrics | {"state": "finished" if record.finished else "failed"}
+            line |= {"seconds_per_iteration": record.iteration, "memory_mb": record.memory}
+            line |= {"seconds": record.seconds, "error": record.error}
+        lines.append(line)
+    columns = ["cell", *axes, "seed", "state", *METRICS, *COSTS, "seconds", "folder", "error"]
+    runs = pd.DataFrame(lines, columns=columns)
+    runs[[*METRICS, *COSTS, "seconds"]] = runs[[*METRICS, *COSTS, "seconds"]].astype(float)
+    runs["parameters"] = runs["parameters"].astype("Int64")  # whole in the CSV, even where some lack
+    order = {cell.name: i for i, cell in enumerate(study.cells)}
+    runs = runs.sort_values("cell", key=lambda names: names.map(order), kind="stable")
+
+    names = pd.Index(order, name="cell")
+    by_cell = runs[runs["state"] == "finished"].groupby("cell")
+    cells = pd.concat([by_cell[[*METRICS]].mean(), by_cell[COSTS].median()], axis=1).reindex(names)
+    for state in ("finished", "failed"):
+        counts = runs.loc[runs["state"] == state, "cell"].value_counts()
+        cells[state] = counts.reindex(names, fill_value=0)
+    for metric in METRICS:
+        cells[f"{metric} std"] = by_cell[metric].std()
+    base = study.baseline.name
+    cells["difference"] = (cells["AP"] - cells.loc[base, "AP"]).where(names != base)
+    cells[["low", "high"]] = np.nan
+    values = {name: group["AP"].tolist() for name, group in by_cell}
+    for name in values.keys() - {base}:
+        pair = (values[name], values.get(base, []))
+        # Equal values to the last digit are rounding, not certainty.
+        if min(map(len, pair)) > 1 and max(len(set(each)) for each in pair) > 1:
+            test = ttest_ind(*pair, equal_var=False)
+            cells.loc[name, ["low", "high"]] = [*test.confidence_interval(CONFIDENCE)]
+    return Results(study, ended, runs, cells)
 
 
-def to_csv(rows: list[Row]) -> str:
-    """A line a run, whatever became of it."""
-    axes = list(dict.fromkeys(axis for row in rows for axis in row.cell.settings))
-    header = ["cell", *axes, "seed", "state", *METRICS, "seconds_per_iteration", "memory_mb"]
-    header += ["parameters", "gflops", "seconds", "folder", "error"]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, header, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        ended: list[tuple[Run, Record | None]] = [*row.finished, *row.failed]
-        for run, record in [*ended, *((run, None) for run in row.waiting)]:
-            line: dict[str, Any] = {"cell": run.cell.name, "seed": run.seed, **run.cell.settings}
-            line |= {"state": "waiting", "folder": run.folder}
-            if record is not None:
-                line |= record.metrics
-                line["state"] = "finished" if record.finished else "failed"
-                line["seconds_per_iteration"] = record.iteration
-                line["memory_mb"] = record.memory
-                line["seconds"] = record.seconds
-                line["error"] = record.error
-            if row.complexity is not None:
-                line["parameters"] = row.complexity.parameters
-                line["gflops"] = row.complexity.gflops
-            writer.writerow(line)
-    return out.getvalue()
+def as_text(cells: pd.DataFrame) -> pd.DataFrame:
+    """The table of `cells` to read; what is not known is empty."""
+
+    def spread(metric: str) -> pd.Series:
+        std = _format(cells[f"{metric} std"], " ± {:.3f}")
+        return _format(cells[metric], "{:.3f}") + std
+
+    failed = _format(cells["failed"].where(cells["failed"] > 0), " ({:.0f} failed)")
+    low, high = _format(cells["low"], "{:+.3f} to "), _format(cells["high"], "{:+.3f}")
+    columns = {
+        "seeds": cells["finished"].astype(str) + failed,
+        "AP": spread("AP"),
+        "difference": _format(cells["difference"], "{:+.3f}"),
+        "95 % interval": low + high,
+        "AP50": spread("AP50"),
+        "AP75": spread("AP75"),
+        "params (M)": _format(cells["parameters"] / 1e6, "{:.2f}"),
+        "GFLOPs": _format(cells["gflops"], "{:.2f}"),
+        "s / iteration": _format(cells["seconds_per_iteration"], "{:#.3g}"),
+        "memory (MB)": _format(cells["memory_mb"], "{:.0f}"),
+    }
+    return pd.DataFrame(columns)
 
 
-COLUMNS = [
-    *("", "seeds", "AP", "difference", "95 % interval", "AP50", "AP75"),
-    *("params (M)", "GFLOPs", "s / iteration", "memory (MB)"),
-]
+def costs_as_text(cells: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Gain and cost of `cells`, the costs relative to those of the baseline."""
+    columns = {"AP difference": _format(cells["difference"], "{:+.3f}")}
+    for title, cost in zip(("time", "memory", "params", "GFLOPs"), COSTS, strict=True):
+        columns[f"× {title}"] = _format(cells[cost] / cells.loc[baseline, cost], "{:.2f}")
+    return pd.DataFrame(columns)
 
 
-def cells_of(row: Row) -> list[str]:
-    """A row's `COLUMNS` as text; what is not known is empty."""
-
-    def spread(metric: str) -> str:
-        if metric not in row.mean:
-            return ""
-        std = f" ± {row.std[metric]:.3f}" if metric in row.std else ""
-        return f"{row.mean[metric]:.3f}{std}"
-
-    difference, interval = row.difference.get("AP"), row.interval.get("AP")
-    cost = row.complexity
-    return [
-        row.cell.name,
-        str(len(row.finished)) + (f" ({len(row.failed)} failed)" if row.failed else ""),
-        spread("AP"),
-        "" if difference is None else f"{difference:+.3f}",
-        "" if interval is None else f"{interval[0]:+.3f} to {interval[1]:+.3f}",
-        spread("AP50"),
-        spread("AP75"),
-        "" if cost is None else f"{cost.parameters / 1e6:.2f}",
-        "" if cost is None else f"{cost.gflops:.2f}",
-        "" if row.iteration is None else f"{row.iteration:.3f}",
-        "" if row.memory is None else f"{row.memory:.0f}",
-    ]
+def _format(values: pd.Series, form: str) -> pd.Series:
+    return values.map(lambda value: "" if pd.isna(value) else form.format(value))
 
 
-def to_markdown(rows: list[Row]) -> str:
-    cells = [[escape(text).replace("|", "\\|") for text in cells_of(row)] for row in rows]
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *cells]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def to_markdown(table: pd.DataFrame) -> str:
+    """As a table of Markdown, in which no text is HTML or ends a cell."""
+    plain = table.reset_index().map(lambda text: markdown_text(str(text)))
+    plain.columns = plain.columns.map(markdown_text)
+    return plain.to_markdown(index=False, disable_numparse=True)
+
+
+def markdown_text(text: str) -> str:
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return text.replace(">", "&gt;").replace("|", r"\|")

@@ -1,15 +1,15 @@
 """The folder of a study: which of its runs are done, and what they showed."""
 
 import json
-import statistics
 from pathlib import Path
 
+import pandas as pd
 from dcndet.data.errors import DataError
 
-from .complexity import Complexity, complexity
+from .complexity import complexity
 from .results import Record, read_record, write_text
 from .study import Run, Study, StudyError
-from .table import Row, make_rows, to_csv
+from .table import Results, make_results
 
 
 class Workspace:
@@ -23,23 +23,34 @@ class Workspace:
         self.study = study
         self.folder = folder
         self.runs = study.runs(folder)
-        self._owner = folder / "study.json"
-        self._identity = {"study": study.path.name, "base": study.base.name}
-        if self._owner.exists():
+        self._path = folder / "study.json"
+        self._owner = {"study": study.path.name, "base": study.base.name}
+        if self._path.exists():
             try:
-                owner = json.loads(self._owner.read_text(encoding="utf-8"))
+                known = json.loads(self._path.read_text(encoding="utf-8"))
             except ValueError:
-                raise StudyError(f"{self._owner} is damaged: remove it") from None
-            if owner != self._identity:
+                raise StudyError(f"{self._path} is damaged: remove it") from None
+            self._owner = {"gpus_per_run": known.get("gpus_per_run", 1), **self._owner}
+            if known | self._owner != known:
                 raise StudyError(
-                    f"{folder} holds another study ({owner['study']}, of {owner['base']}); give "
+                    f"{folder} holds another study ({known['study']}, of {known['base']}); give "
                     "another --work-dir"
                 )
 
-    def claim(self) -> None:
-        """Mark the folder as this study's."""
+    def claim(self, gpus: int = 1) -> None:
+        """Mark the folder as this study's.
+
+        Raises:
+            StudyError: it cannot be written to, or its runs have another number of GPUs, and so
+                another batch.
+        """
+        if self._owner.setdefault("gpus_per_run", gpus) != gpus:
+            raise StudyError(
+                f"{self.folder} holds runs with --gpus-per-run {self._owner['gpus_per_run']}, "
+                f"which {gpus} cannot be compared with; give another --work-dir"
+            )
         try:
-            write_text(self._owner, json.dumps(self._identity) + "\n")
+            write_text(self._path, json.dumps(self._owner) + "\n")
         except OSError as error:
             raise StudyError(f"cannot write to {self.folder}: {error.strerror}") from error
 
@@ -47,49 +58,46 @@ class Workspace:
         """Every run with its record, None where it has none yet."""
         return [(run, read_record(run)) for run in self.runs]
 
-    def rows(self) -> list[Row]:
-        """The table, with parameters and operations of the cells that have finished runs."""
+    def results(self, count: bool = True) -> Results:
+        """What the runs showed; with `count`, parameters and operations of what has finished."""
         records = self.records()
-        known: dict[str, Complexity] = {}
+        known: dict[str, dict[str, float]] = {}
         for run, record in records:
-            if record is not None and record.finished and run.cell.folder not in known:
+            if count and record is not None and record.finished and run.cell.name not in known:
                 try:
-                    known[run.cell.folder] = complexity(run)
+                    known[run.cell.name] = complexity(run)
                 except DataError as error:
                     print(f"{run.name}: no GFLOPs: {error}", flush=True)
-        return make_rows(self.study, records, known)
+        return make_results(self.study, records, known)
 
-    def write_results(self, rows: list[Row] | None = None) -> None:
-        """Write `results.csv`, of `rows` or, without parameters and operations, as things stand."""
-        rows = rows or make_rows(self.study, self.records(), {})
-        write_text(self.folder / "results.csv", to_csv(rows))
+    def write_results(self, results: Results | None = None) -> None:
+        """Write `results.csv`, of `results` or as things stand."""
+        runs = (results or self.results(count=False)).runs
+        write_text(self.folder / "results.csv", runs.to_csv(index=False))
 
     def plan(self, jobs: int) -> str:
         """All runs and their state, and how long what is left will take."""
         records = self.records()
-        seconds: dict[str, list[float]] = {}
-        for run, record in records:
-            if record is not None and record.finished and record.seconds is not None:
-                seconds.setdefault(run.cell.folder, []).append(record.seconds)
-        every = [value for values in seconds.values() for value in values]
-        lines, left, todo = [], [], 0
+        done = [(run, r) for run, r in records if r is not None and r.finished]
+        seconds = pd.Series([r.seconds for _, r in done], [run.cell.name for run, _ in done], float)
+        seconds = seconds.dropna()
+        by_cell = seconds.groupby(level=0).mean()
+        lines, left, todo = [], [], len(records) - len(done)
         for run, record in records:
             if record is not None and record.finished:
                 lines.append(f"{run.name}: finished, AP {record.metrics['AP']:.3f}")
                 continue
-            todo += 1
             state = "waiting" if record is None else f"failed ({record.error})"
             if record is None and any(run.folder.glob("*.pth")):
                 state = "interrupted"
-            estimate = ""
-            if every:
-                left.append(statistics.fmean(seconds.get(run.cell.folder, every)))
-                estimate = f", about {left[-1] / 60:.0f} min"
-            lines.append(f"{run.name}: {state}{estimate}")
-        lines.append(f"{len(lines)} runs, {todo} to do")
+            if len(seconds):
+                left.append(by_cell.get(run.cell.name, seconds.mean()))
+                state += f", about {left[-1] / 60:.0f} min"
+            lines.append(f"{run.name}: {state}")
+        end = f"{len(lines)} runs, {todo} to do"
         if left:
-            minutes = max(max(left), sum(left) / jobs) / 60
-            lines[-1] += f": about {minutes:.0f} min with {jobs} at a time, by those that are done"
+            minutes = max(*left, sum(left) / jobs) / 60
+            end += f": about {minutes:.0f} min with {jobs} at a time, judged by those that are done"
         elif todo:
-            lines[-1] += "; no run has finished yet that the time could be estimated from"
-        return "\n".join(lines)
+            end += "; how long they take can be told when the first has finished"
+        return "\n".join([*lines, end])
