@@ -110,7 +110,7 @@ def test_axes_make_a_grid(tmp_path):
     ]
     runs = study.runs(tmp_path / "work")
     assert [run.seed for run in runs] == [3] * 5 + [5] * 5
-    config = Config.fromstring(runs[6].text, ".py")
+    config = runs[6].content
     assert config.model.backbone.deform.layers == 3
     assert config.model.backbone.deform.modulated is False
     assert config.randomness.seed == 5
@@ -128,7 +128,7 @@ def test_rows_and_keys(tmp_path):
         *("regular, lr=0.1", "regular, lr=0.2", "all, lr=0.1", "all, lr=0.2")
     ]
     assert study.baseline is study.cells[2]
-    config = Config.fromstring(study.runs(tmp_path)[3].text, ".py")
+    config = study.runs(tmp_path)[3].content
     assert config.model.mimic.on == "both"
     assert config.model.roi_head.bbox_roi_extractor.pool == "mdpool"
     assert config.optim_wrapper.optimizer.lr == 0.2
@@ -140,7 +140,7 @@ def test_the_studies_of_this_repository(study):
     assert len(study.seeds) >= 3
     assert len({cell.folder for cell in study.cells}) == len(study.cells) >= 2
     for run in study.runs(Path("work")):
-        compile(run.text, "config", "exec")
+        assert run.epochs > 0
 
 
 @pytest.mark.parametrize(
@@ -150,10 +150,10 @@ def test_the_studies_of_this_repository(study):
         (dict(axes=None), "has no cell"),
         (dict(axes={"layers": []}), "has no cell"),
         (dict(rows=[]), "has no cell"),
-        (dict(axes={"layer": [1]}), "layer: the base config has no key layer; it has layers"),
+        (dict(axes={"layer": [1]}), "study.py: the config has no key layer; did you mean layers"),
         (
             dict(axes={"model.backbone.dept": [18]}),
-            "no key model.backbone.dept; model.backbone has depth",
+            "no key model.backbone.dept; did you mean model.backbone.depth",
         ),
         (dict(options={"train_cfg.max_epoch": 1}), "options: .* no key train_cfg.max_epoch; "),
         (dict(axes={"layers": 3}), "axes: layers: expected a list of values, got 3"),
@@ -167,12 +167,11 @@ def test_the_studies_of_this_repository(study):
         (dict(base="none.py"), "base: config not found: none.py"),
         (dict(baseline={"layers": 4}), "baseline: 0 cells are {'layers': 4}, expected one"),
         (dict(seed=[1]), "seed: unknown, expected some of .*seeds"),
-        (dict(rows=dict(layers=3)), "rows: expected a list, got a dict"),
+        (dict(rows=dict(layers=3)), "rows: expected a list, got {"),
         (dict(pictures={"cells": ["x"]}), "pictures: no cell is named 'x'"),
         (dict(pictures={"cell": ["x"]}), "pictures: cell: unknown"),
         (dict(axes={"randomness.seed": [1]}), "randomness.seed is set for every run"),
-        (dict(axes={"conv": ["dconv"]}), "conv: the base config has no deformable layer"),
-        (dict(axes={"model.mimic.num_rois": [4]}), "base config has no key model.mimic"),
+        (dict(axes={"conv": ["dconv"]}), "conv: the base has no deformable layer"),
         (
             dict(rows=[dict(name=n, layers=0, conv=n) for n in ("dconv", "mdconv")], axes=None),
             "the cells 'dconv' and 'mdconv' are the same",
@@ -208,7 +207,7 @@ def test_settings_that_a_config_leaves_out(tmp_path):
         "model.mimic.loss_mimic.reduction": ["mean"],
     }
     study = Study.read(write(tmp_path, base=base, axes=axes))
-    config = Config.fromstring(study.runs(tmp_path)[1].text, ".py")
+    config = study.runs(tmp_path)[1].content
     assert config.model.backbone.deform.deform_groups == 2
     assert config.model.mimic.loss_mimic.reduction == "mean"
 
@@ -233,7 +232,8 @@ def test_a_study_runs_once(fake):
     ended, _ = execute(write(fake.parent, seeds=[0, 1, 7]), fake)
     assert [run.seed for run, _ in ended] == [7, 7]
     assert all(path.read_text() == text for path, text in before.items())
-    assert workspace.runs[0].config.read_text() == workspace.runs[0].text
+    run = workspace.runs[0]
+    assert Config.fromfile(run.config).to_dict() == run.content.to_dict()
 
 
 def test_a_failed_run_stops_nothing_and_is_tried_again(fake):
@@ -394,7 +394,9 @@ def test_the_plan(fake):
     assert plan[0] == "0 layers, seed 0: finished, AP 0.152"
     assert plan[2] == "0 layers, seed 1: interrupted, about 10 min"
     assert plan[3] == "3 layers, seed 1: interrupted, about 20 min"
-    assert plan[4] == "4 runs, 2 to do: about 20 min with 2 at a time, judged by those that are done"
+    assert (
+        plan[4] == "4 runs, 2 to do: about 20 min with 2 at a time, judged by those that are done"
+    )
     assert "about 30 min with 1 at a time" in workspace.plan(1)
 
 

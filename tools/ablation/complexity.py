@@ -1,5 +1,6 @@
 """Parameters and operations of a detector in inference."""
 
+import copy
 import json
 
 import torch
@@ -28,7 +29,7 @@ def complexity(run: Run) -> dict[str, float]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # not there, or cut off
-        found = _count(Config.fromstring(run.text, ".py"))
+        found = _count(copy.deepcopy(run.content))
     write_text(path, json.dumps(found) + "\n")
     return found
 

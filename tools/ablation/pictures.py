@@ -4,14 +4,14 @@ import io
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from dcndet.data.errors import DataError
 from dcndet.data.loading import read_image
 from dcndet.models.visualization import draw_boxes
 from mmdet.registry import DATASETS
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from PIL import Image
 
@@ -34,41 +34,29 @@ class Slide:
     counts: dict[str, int]  # boxes
 
 
-@dataclass
-class Pictures:
-    cells: list[str] = field(default_factory=list)  # that have detections
-    slides: list[Slide] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)  # why others have none
-
-
-def make_pictures(results: Results) -> Pictures:
+def make_pictures(results: Results) -> tuple[list[Slide], list[str]]:
     """Draw the first images of the evaluation set with what the study's `pictures['cells']` found.
 
     Of a cell it is the run with the lowest seed; without names it is the baseline and the cell with
-    the highest mean AP. Where tools/test.py fails, `problems` says so.
+    the highest mean AP.
+
+    Returns:
+        The pictures, and why a cell has none.
     """
-    study = results.study
-    names = study.pictures["cells"] or [study.baseline.name, results.best.name]
-    made = Pictures()
-    runs: dict[str, Run] = {}
-    found: dict[str, dict[int, list[Box]]] = {}
-    for name in dict.fromkeys(names):
-        finished = results.finished(name)
-        if not finished:
-            made.problems.append(f"{name}: no run has finished")
-            continue
-        runs[name] = min(finished, key=lambda run: run.seed)
+    study, problems = results.study, []
+    found: dict[str, tuple[Run, dict[int, list[Box]]]] = {}
+    for name in study.pictures["cells"] or [study.baseline.name, results.best.name]:
         try:
-            found[name] = detections(runs[name])
+            run = min(results.finished(name), key=lambda run: run.seed)
+            found[name] = (run, detections(run))
+        except ValueError:
+            problems.append(f"{name}: no run has finished")
         except PictureError as error:
-            made.problems.append(f"{name}: {error}")
-    made.cells = list(found)
-    if found:
-        try:
-            made.slides = _slides(runs[made.cells[0]], study.pictures["images"], found)
-        except DataError as error:
-            made.problems.append(f"the evaluation set cannot be shown: {error}")
-    return made
+            problems.append(f"{name}: {error}")
+    try:
+        return _slides(study.pictures["images"], found), problems
+    except DataError as error:
+        return [], [*problems, f"the evaluation set cannot be shown: {error}"]
 
 
 class PictureError(Exception):
@@ -89,11 +77,9 @@ def detections(run: Run) -> dict[int, list[Box]]:
         raise PictureError(f"no checkpoint in {run.folder}") from None
     path = run.folder / Path(checkpoint).name  # the folder may have moved since
     out = run.folder / "detections.json"
-    if path.exists() and out.exists() and out.stat().st_mtime >= path.stat().st_mtime:
-        try:
+    with suppress(OSError, ValueError, TypeError, KeyError):  # cut off: made again
+        if out.stat().st_mtime >= path.stat().st_mtime:
             return _read(out)
-        except (ValueError, TypeError, KeyError):
-            pass  # cut off: made again
     print(f"{run.name}: detections", flush=True)
     command = [sys.executable, str(TEST), str(run.config), str(path)]
     command += ["--work-dir", str(run.folder / "test"), "--out", str(out)]
@@ -103,10 +89,7 @@ def detections(run: Run) -> dict[int, list[Box]]:
     if process.returncode:
         last = [f"exit status {process.returncode}", *process.stdout.strip().splitlines()][-1]
         raise PictureError(f"tools/test.py failed on {path}: {last}")
-    try:
-        return _read(out)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise PictureError(f"tools/test.py left no detections in {out}: {error}") from error
+    return _read(out)
 
 
 def _read(path: Path) -> dict[int, list[Box]]:
@@ -119,28 +102,30 @@ def _read(path: Path) -> dict[int, list[Box]]:
     return boxes
 
 
-def _slides(run: Run, count: int, found: dict[str, dict[int, list[Box]]]) -> list[Slide]:
+def _slides(count: int, found: dict[str, tuple[Run, dict[int, list[Box]]]]) -> list[Slide]:
+    if not found:
+        return []
     init_default_scope("mmdet")
-    dataset = DATASETS.build(Config.fromfile(run.config).val_dataloader.dataset)
-    classes = dataset.metainfo["classes"]
+    run = next(iter(found.values()))[0]
+    dataset = DATASETS.build(run.content.val_dataloader.dataset)
     slides = []
     for i in range(min(count, len(dataset))):
         info = dataset.get_data_info(i)
         image = read_image(info["img_path"])[..., ::-1]
-        truth = [(each["bbox"], each["bbox_label"], None) for each in info["instances"]]
-        panels = {TRUTH: truth} | {
-            cell: [(box, dataset.cat_ids.index(category), score) for box, category, score in boxes]
-            for cell, by_image in found.items()
-            for boxes in [by_image.get(info["img_id"], [])]
-        }
-        drawn = {}
+        panels = {TRUTH: [(each["bbox"], each["bbox_label"], 1) for each in info["instances"]]}
+        for cell, (_, by_image) in found.items():
+            panels[cell] = [
+                (box, dataset.cat_ids.index(category), score)
+                for box, category, score in by_image.get(info["img_id"], [])
+            ]
+        slide = Slide(Path(info["img_path"]).name, {}, {t: len(b) for t, b in panels.items()})
         for title, items in panels.items():
             boxes, labels, scores = zip(*items, strict=True) if items else ([], [], [])
             known = None if title == TRUTH else scores
-            picture = draw_boxes(image, boxes, labels, known, classes, 384, 800)
+            classes = dataset.metainfo["classes"]
             out = io.BytesIO()
+            picture = draw_boxes(image, boxes, labels, known, classes, 384, 800)
             Image.fromarray(picture).save(out, "webp", quality=88)
-            drawn[title] = out.getvalue()
-        counts = {title: len(items) for title, items in panels.items()}
-        slides.append(Slide(Path(info["img_path"]).name, drawn, counts))
+            slide.panels[title] = out.getvalue()
+        slides.append(slide)
     return slides

@@ -2,7 +2,6 @@
 
 import io
 from dataclasses import dataclass
-from itertools import pairwise
 
 import matplotlib
 import pandas as pd
@@ -42,16 +41,15 @@ def make_plots(results: Results, logs: dict[str, list[Log]]) -> list[Plot]:
     Args:
         logs: of the finished runs, by the name of their cell.
     """
+    base = results.study.baseline.name
     counts = {cell.settings.get("layers") for cell in results.study.cells if cell.name in logs}
     with matplotlib.rc_context(STYLE):
         plots = [_by_layers(results, set(logs))] if len(counts - {None}) > 1 else []
         plots.append(_by_part(results, list(logs)))
-        for name, title, x, kind, key in (
-            ("loss", "Training loss", "iteration", "train", "loss"),
-            ("ap_by_epoch", "AP after each evaluation", "epoch", "val", METRICS["AP"]),
-        ):
-            curves = {cell: _mean(of_cell, kind, key) for cell, of_cell in logs.items()}
-            plots.append(_curves(name, title, x, curves, results.study.baseline.name))
+        losses = {cell: _mean(of_cell, "train", "loss") for cell, of_cell in logs.items()}
+        plots.append(_curves("loss", "Training loss", "iteration", losses, base))
+        aps = {cell: _mean(of_cell, "val", METRICS["AP"]) for cell, of_cell in logs.items()}
+        plots.append(_curves("ap_by_epoch", "AP after each evaluation", "epoch", aps, base))
     return plots
 
 
@@ -68,31 +66,34 @@ def _by_layers(results: Results, finished: set[str]) -> Plot:
     cells = [c for c in results.study.cells if "layers" in c.settings and c.name in finished]
     counts = {cell.name: cell.settings["layers"] for cell in cells}
     others = {c.name: {k: v for k, v in c.settings.items() if k != "layers"} for c in cells}
-    lines = []
-    for name, rest in others.items():
-        if counts[name] and rest not in lines:
-            lines.append(rest)
-    step = min(b - a for a, b in pairwise(sorted(set(counts.values()))))
+    lines = [rest for name, rest in others.items() if counts[name]]
+    lines = [rest for i, rest in enumerate(lines) if rest not in lines[:i]]
     figure, axes = _figure(3.4)
     for i, line in enumerate(lines):
-        names = [
-            name
-            for name, rest in others.items()
-            if rest == line or (not counts[name] and rest.items() <= line.items())
+        part = results.cells.loc[
+            [
+                name
+                for name in sorted(others, key=counts.get)
+                if others[name] == line
+                or (not counts[name] and others[name].items() <= line.items())
+            ]
         ]
-        part = results.cells.loc[sorted(names, key=counts.get)]
-        shift = 0.08 * step * (i - (len(lines) - 1) / 2)  # side by side, not one over the other
-        places = [counts[name] + (shift if counts[name] else 0) for name in part.index]
-        style = dict(color=PALETTE[i % len(PALETTE)], marker="osD^vP"[i % 6], markersize=5)
-        # Two points are no trend.
-        style["linestyle"] = "-" if len(part) > 2 else "none"
-        label = ", ".join(v if isinstance(v, str) else f"{k} {v}" for k, v in line.items())
+        # Side by side, not one over the other.
+        places = [counts[name] + (counts[name] and 0.15 * (i - 0.5)) for name in part.index]
+        colour = PALETTE[i % len(PALETTE)]
+        dots = [
+            (x, ap)
+            for x, name in zip(places, part.index, strict=True)
+            for ap in _seeds(results, name)
+        ]
+        axes.plot(*zip(*dots, strict=True) if dots else ((), ()), ".", color=colour, alpha=0.4)
         axes.errorbar(
-            places, part["AP"], part["AP std"], label=label or "deformable", capsize=3, **style
+            *(places, part["AP"], part["AP std"]),
+            **dict(color=colour, marker="osD^vP"[i % 6], markersize=5, capsize=3),
+            linestyle="-" if len(part) > 2 else "none",  # two points are no trend
+            label=", ".join(v if isinstance(v, str) else f"{k} {v}" for k, v in line.items())
+            or "deformable",
         )
-        for place, name in zip(places, part.index, strict=True):
-            aside = place + step * (0.05 if shift > 0 else -0.05)
-            _seeds(axes, results, name, lambda ap, x=aside: ([x] * len(ap), ap), style["color"])
     axes.set_xticks(sorted(set(counts.values())))
     axes.set_xlabel("deformable layers")
     axes.set_ylabel("AP (mean ± std, dots: seeds)")
@@ -101,38 +102,32 @@ def _by_layers(results: Results, finished: set[str]) -> Plot:
 
 def _by_part(results: Results, names: list[str]) -> Plot:
     figure, axes = _figure(1.0 + 0.34 * len(names))
-    baseline = results.study.baseline.name
     for place, name in enumerate(names):
-        colour = BASELINE["color"] if name == baseline else PALETTE[0]
-        cell = results.cells.loc[name]
-        if name == baseline:
+        cell, is_base = results.cells.loc[name], name == results.study.baseline.name
+        colour = BASELINE["color"] if is_base else PALETTE[0]
+        if is_base:
             axes.axvline(cell["AP"], color=colour, linestyle="--", linewidth=1, alpha=0.6)
         axes.errorbar(cell["AP"], place, xerr=cell["AP std"], fmt="D", color=colour, capsize=3)
-        _seeds(axes, results, name, lambda ap, y=place + 0.25: (ap, [y] * len(ap)), colour)
+        seeds = _seeds(results, name)
+        axes.plot(seeds, [place + 0.25] * len(seeds), ".", color=colour, alpha=0.6)
     axes.set_yticks(range(len(names)), [_short(name) for name in names])
     axes.invert_yaxis()
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.grid(axis="y", alpha=0)
     axes.set_xlabel("AP (diamond: mean ± std, dots: seeds)")
     return _plot(figure, "ap_by_part", "AP by part; dashed: the baseline")
 
 
-def _seeds(axes: Axes, results: Results, cell: str, place, colour: str) -> None:
-    """A dot per seed, where it has several."""
-    ap = results.runs.loc[results.runs["cell"] == cell, "AP"].dropna().tolist()
-    if len(ap) > 1:
-        axes.plot(*place(ap), ".", color=colour, alpha=0.6, markersize=5)
+def _seeds(results: Results, cell: str) -> list[float]:
+    return results.runs.loc[results.runs["cell"] == cell, "AP"].dropna().tolist()
 
 
 def _curves(name: str, title: str, x: str, curves: dict[str, pd.Series], baseline: str) -> Plot:
     figure, axes = _figure(3.2)
-    i = 0
-    for cell, values in curves.items():
-        style = dict(color=PALETTE[i % 6], linestyle=DASHES[i // 6 % 4], linewidth=1.4)
-        if cell == baseline:
-            style = BASELINE
-        else:
-            i += 1
+    styles = [dict(color=colour, linestyle=dash) for dash in DASHES for colour in PALETTE]
+    for i, (cell, values) in enumerate(
+        sorted(curves.items(), key=lambda each: each[0] != baseline)
+    ):
+        style = BASELINE if cell == baseline else styles[(i - 1) % len(styles)]
         marker = "o" if len(values) < 12 else ""
         axes.plot(values, label=_short(cell), marker=marker, markersize=4, **style)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -19,6 +19,13 @@ OFFSETS = (
     "offsets Δp (pixels of the layer's input; for RoI pooling, of the image), the share of its "
     "samples that lie outside, and mean ± standard deviation of its masks Δm."
 )
+READING = (
+    "AP is COCO's, from 0 to 1, after the last epoch: mean ± standard deviation over seeds. "
+    "Difference is to the baseline, {}; its interval is Welch's, of 95 % confidence, over seeds. "
+    "Where zero lies in it, these seeds do not tell the cell from the baseline; and it misses one "
+    "time in twenty, so that of many cells some are clear of zero by chance. GFLOPs are 1e9 "
+    "multiply-adds of one image in inference, memory is the peak in training."
+)
 
 
 def write_report(results: Results, folder: Path, command: str, machine: dict[str, object]) -> Path:
@@ -56,7 +63,7 @@ def write_report(results: Results, folder: Path, command: str, machine: dict[str
         study=results.study,
         lead=_lead(results),
         facts=_facts(results, command, machine),
-        reading=_reading(results),
+        reading=READING.format(results.study.baseline.name),
         table=as_text(results.cells),
         costs=costs_as_text(results.cells, results.study.baseline.name),
         clear=(results.cells["low"] > 0) * 1 - (results.cells["high"] < 0),
@@ -70,8 +77,9 @@ def write_report(results: Results, folder: Path, command: str, machine: dict[str
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
     environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
+    slides, problems = make_pictures(results)
     page = environment.get_template("report.html").render(
-        content, pictures=make_pictures(results), score=SCORE, log=LOG
+        content, slides=slides, problems=problems, score=SCORE, log=LOG
     )
     write_text(folder / "report.html", page)
     return folder / "report.html"
@@ -98,17 +106,6 @@ def _facts(results: Results, command: str, machine: dict[str, object]) -> dict[s
         "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     }
     return {key: value for key, value in facts.items() if value}
-
-
-def _reading(results: Results) -> str:
-    return (
-        "AP is COCO's, from 0 to 1, after the last epoch: mean ± standard deviation over seeds. "
-        f"Difference is to the baseline, {results.study.baseline.name}; its interval is Welch's, of "
-        "95 % confidence, over seeds. Where zero lies in it, these seeds do not tell the cell from "
-        "the baseline; and it misses one time in twenty, so that of many cells some are clear of "
-        "zero by chance. GFLOPs are 1e9 multiply-adds of one image in inference, memory is the "
-        "peak in training."
-    )
 
 
 def _lead(results: Results) -> str:
@@ -145,14 +142,12 @@ def _layers(logs: list[Log]) -> pd.DataFrame:
 
 
 def _markdown(study, lead, facts, reading, table, plots, layers, offsets, failed, **_) -> str:
-    command = facts.pop("command")
     lines = [f"# {markdown_text(study.title)}", "", markdown_text(lead), ""]
-    lines += [f"- command: {_code(command)}"]
-    lines += [f"- {key}: {markdown_text(value)}" for key, value in facts.items()]
+    for key, value in facts.items():
+        lines.append(f"- {key}: {_code(value) if key == 'command' else markdown_text(value)}")
     lines += ["", to_markdown(table), "", markdown_text(reading), ""]
     for plot in plots:
         lines += [f"![{plot.title}](plots/{plot.name}.png)", ""]
-    facts["command"] = command
     if layers:
         every = pd.concat(layers, names=["cell"])
         lines += ["## Deformable layers", "", offsets, "", to_markdown(every), ""]

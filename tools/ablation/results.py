@@ -33,7 +33,7 @@ def read_record(run: Run) -> Record | None:
     """
     if run.config.exists():
         with run.config.open(encoding="utf-8") as file:
-            if file.readline().rstrip("\n") != run.identity:
+            if file.readline() != f"# {run.identity}\n":
                 raise StudyError(
                     f"{run.folder} holds a run of another config than {run.name} has now (compare "
                     f"{run.config}); give another --work-dir, or move both away"

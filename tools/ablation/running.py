@@ -57,7 +57,7 @@ def execute(run: Run, environment: dict[str, str] | None = None, gpus: int = 1) 
 
 
 def _train(run: Run, environment: dict[str, str], gpus: int, lock: int) -> Record:
-    write_text(run.config, run.text)
+    write_text(run.config, f"# {run.identity}\n{run.content.pretty_text}")
     command = [sys.executable]
     if gpus > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,8 @@ from dcndet.models.engine import EngineError
 from dcndet.models.engine.options import merge_options
 from mmengine.config import Config
 
-KEYS = dict(
-    title=str,
-    base=str,
-    axes=dict,
-    rows=list,
-    seeds=list,
-    baseline=dict,
-    options=dict,
-    pictures=dict,
-)
+KEYS = {"title": str, "base": str, "axes": dict, "rows": list, "seeds": list}
+KEYS |= dict.fromkeys(("baseline", "options", "pictures"), dict)
 CHOICES = {
     "conv": ("dconv", "mdconv"),
     "pool": ("align", "dpool", "mdpool"),
@@ -43,7 +35,7 @@ class Cell:
 
     name: str
     settings: dict[str, Any]  # axis -> value
-    options: dict[str, Any]  # config key -> value
+    config: Config = field(compare=False)
 
     @property
     def folder(self) -> str:
@@ -58,17 +50,20 @@ class Run:
     seed: int
     folder: Path  # of tools/train.py: logs and checkpoints
     config: Path  # that tools/train.py is given
-    text: str  # of that config; its first line is the identity
-    epochs: int
+    content: Config  # of that file
 
     @property
     def name(self) -> str:
         return f"{self.cell.name}, seed {self.seed}"
 
     @property
+    def epochs(self) -> int:
+        return self.content.train_cfg.max_epochs
+
+    @property
     def identity(self) -> str:
         """A hash of the config's content, which does not change with how it is written down."""
-        return self.text.partition("\n")[0]
+        return hashlib.sha256(_canonical(self.content).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,7 @@ class Study:
 
     @classmethod
     def read(cls, path: str | Path) -> "Study":
-        """Raises EngineError: no such file, or something in it that cannot be run."""
+        """Raises StudyError: no such file, or something in it that cannot be run."""
         path = Path(path)
         if not path.is_file():
             raise StudyError(f"study not found: {path}")
@@ -108,63 +103,53 @@ class Study:
             content = Config.fromfile(path).to_dict()
         except Exception as error:  # a study is a program, and may raise what it pleases
             raise StudyError(f"{path} is not a study: {error}") from error
+
+        def check(right: bool, message: str) -> None:
+            if not right:
+                raise StudyError(f"{path}: {message}")
+
         for key, value in content.items():
-            if key not in KEYS:
-                raise StudyError(f"{path}: {key}: unknown, expected some of {', '.join(KEYS)}")
-            if not isinstance(value, KEYS[key]):
-                kind = type(value).__name__
-                raise StudyError(f"{path}: {key}: expected a {KEYS[key].__name__}, got a {kind}")
+            check(key in KEYS, f"{key}: unknown, expected some of {', '.join(KEYS)}")
+            kind = KEYS[key].__name__
+            check(isinstance(value, KEYS[key]), f"{key}: expected a {kind}, got {value!r}")
         for key in ("base", "seeds"):
-            if not content.get(key):
-                raise StudyError(f"{path}: {key} is missing or empty")
-        seeds = tuple(content["seeds"])
-        if not all(type(seed) is int and seed >= 0 for seed in seeds):
-            raise StudyError(f"{path}: seeds: expected whole numbers from 0, got {list(seeds)}")
-        if len(set(seeds)) < len(seeds):
-            raise StudyError(f"{path}: seeds: {list(seeds)} has one of them twice")
+            check(content.get(key), f"{key} is missing or empty")
+        seeds = content["seeds"]
+        whole = all(type(seed) is int and seed >= 0 for seed in seeds)
+        check(whole, f"seeds: expected whole numbers from 0, got {seeds}")
+        check(len(set(seeds)) == len(seeds), f"seeds: {seeds} has one of them twice")
         base = Path(os.path.relpath(path.parent / content["base"]))
-        if not base.is_file():
-            raise StudyError(f"{path}: base: config not found: {content['base']}")
+        check(base.is_file(), f"base: config not found: {content['base']}")
         try:
             config = Config.fromfile(base)
         except Exception as error:
             raise StudyError(f"{path}: base: {content['base']}: {error}") from error
-        if "max_epochs" not in config.get("train_cfg", {}):
-            raise StudyError(f"{path}: base: {content['base']} has no train_cfg.max_epochs")
+        known = "max_epochs" in config.get("train_cfg", {})
+        check(known, f"base: {content['base']} has no train_cfg.max_epochs")
         options = content.get("options", {})
         _merge(config, options, f"{path}: options")
         cells = _cells(path, content, config)
-        _check_different(path, cells, config)
-        baseline = cells[0]
-        if "baseline" in content:
-            wanted = _normal(content["baseline"])
-            named = [{"name": cell.name, **cell.settings} for cell in cells]
-            found = [i for i, each in enumerate(named) if wanted.items() <= each.items()]
-            if len(found) != 1:
-                raise StudyError(f"{path}: baseline: {len(found)} cells are {wanted}, expected one")
-            baseline = cells[found[0]]
+        wanted = _normal(content.get("baseline", {"name": cells[0].name}))
+        found = [c for c in cells if wanted.items() <= {"name": c.name, **c.settings}.items()]
+        check(len(found) == 1, f"baseline: {len(found)} cells are {wanted}, expected one")
         pictures = dict(cells=[], images=6) | content.get("pictures", {})
-        if unknown := set(pictures) - {"cells", "images"}:
-            raise StudyError(f"{path}: pictures: {unknown.pop()}: unknown, expected cells, images")
+        for key in pictures:
+            check(key in ("cells", "images"), f"pictures: {key}: unknown, expected cells, images")
         names = [cell.name for cell in cells]
-        if unknown := [name for name in pictures["cells"] if name not in names]:
-            raise StudyError(
-                f"{path}: pictures: no cell is named {unknown[0]!r}; there are {names}"
-            )
+        for name in pictures["cells"]:
+            check(name in names, f"pictures: no cell is named {name!r}; there are {names}")
         title = content.get("title", path.stem)
-        return cls(path, title, base, cells, seeds, baseline, options, config, pictures)
+        return cls(path, title, base, cells, tuple(seeds), found[0], options, config, pictures)
 
     def runs(self, folder: Path) -> list[Run]:
         """Every run of the study, seed by seed, so that all cells soon have a first result."""
         runs = []
         for seed, cell in itertools.product(self.seeds, self.cells):
-            config = _configured(self.config, cell, str(self.path))
+            config = copy.deepcopy(cell.config)
             config.merge_from_dict({"randomness.seed": seed})
-            digest = hashlib.sha256(_canonical(config).encode()).hexdigest()
             own = folder / cell.folder / f"seed-{seed}"
             path = folder / "configs" / f"{cell.folder}_seed-{seed}.py"
-            text = f"# {digest}\n{config.pretty_text}"
-            runs.append(Run(cell, seed, own, path, text, config.train_cfg.max_epochs))
+            runs.append(Run(cell, seed, own, path, config))
         return runs
 
 
@@ -178,26 +163,27 @@ def _cells(path: Path, content: dict, config: Config) -> tuple[Cell, ...]:
             raise StudyError(f"{path}: rows: expected dicts, got {row!r}")
     every = {*axes, *itertools.chain(*rows)}
     cells: dict[str, Cell] = {}
+    names: dict[str, str] = {}  # by what the cell would train
     for row, point in itertools.product(rows, itertools.product(*axes.values())):
         settings = row | dict(zip(axes, point, strict=True))
         name = settings.pop("name", None)
         if name is not None and axes:
             name = ", ".join([name, *(_label(axis, settings[axis], every) for axis in axes)])
         settings = _normal(settings)
-        options: dict[str, Any] = {}
-        for axis, value in settings.items():
-            options |= _options(f"{path}: {axis}", axis, value)
         labels = [_label(axis, value, every) for axis, value in settings.items()]
-        cell = Cell(name or ", ".join(labels) or "base", settings, options)
+        own = copy.deepcopy(config)
+        for axis, value in settings.items():
+            _merge(own, _options(f"{path}: {axis}", axis, value), str(path))
+        chosen = {"layers", "stages"} & {*settings} or config.model.backbone.get("deform")
+        if "conv" in settings and not chosen:
+            raise StudyError(f"{path}: conv: the base has no deformable layer; give layers")
+        cell = Cell(name or ", ".join(labels) or "base", settings, own)
         if not re.match(r"[^.].{0,99}$", cell.folder):
             raise StudyError(f"{path}: {cell.name!r} cannot name a folder; give the row a name")
-        if "conv" in settings and not {"layers", "stages"} & {*settings}:
-            if not config.model.backbone.get("deform"):
-                raise StudyError(
-                    f"{path}: conv: the base config has no deformable layer; give layers"
-                )
         if cells.setdefault(cell.folder, cell) != cell:
             raise StudyError(f"{path}: two cells would be in the folder {cell.folder}")
+        if (other := names.setdefault(_canonical(own), cell.name)) != cell.name:
+            raise StudyError(f"{path}: the cells {other!r} and {cell.name!r} are the same")
     if not cells or (not axes and "rows" not in content):
         raise StudyError(f"{path} has no cell: give axes, rows or both")
     return tuple(cells.values())
@@ -246,23 +232,11 @@ def _options(where: str, axis: str, value: Any) -> dict[str, Any]:
 def _merge(config: Config, options: dict[str, Any], where: str) -> None:
     if own := [key for key in options if key in OWN]:
         raise StudyError(f"{where}: {own[0]} is set for every run; seeds says which")
-    merge_options(config, options, where, AXES)
-
-
-def _configured(config: Config, cell: Cell, where: str) -> Config:
-    config = copy.deepcopy(config)
-    _merge(config, cell.options, where)
-    return config
+    try:
+        merge_options(config, options, where, AXES)
+    except EngineError as error:
+        raise StudyError(str(error)) from error
 
 
 def _canonical(config: Config) -> str:
     return json.dumps(config.to_dict(), default=str, sort_keys=True)
-
-
-def _check_different(path: Path, cells: tuple[Cell, ...], config: Config) -> None:
-    """Raise StudyError where two cells would train the same."""
-    seen: dict[str, Cell] = {}
-    for cell in cells:
-        content = _canonical(_configured(config, cell, str(path)))
-        if (other := seen.setdefault(content, cell)) is not cell:
-            raise StudyError(f"{path}: the cells {other.name!r} and {cell.name!r} are the same")

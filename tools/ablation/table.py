@@ -63,7 +63,6 @@ def make_results(
     columns = ["cell", *axes, "seed", "state", *METRICS, *COSTS, "seconds", "folder", "error"]
     runs = pd.DataFrame(lines, columns=columns)
     runs[[*METRICS, *COSTS, "seconds"]] = runs[[*METRICS, *COSTS, "seconds"]].astype(float)
-    runs["parameters"] = runs["parameters"].astype("Int64")  # whole in the CSV, even where some lack
     order = {cell.name: i for i, cell in enumerate(study.cells)}
     runs = runs.sort_values("cell", key=lambda names: names.map(order), kind="stable")
 

@@ -73,6 +73,7 @@ class Workspace:
     def write_results(self, results: Results | None = None) -> None:
         """Write `results.csv`, of `results` or as things stand."""
         runs = (results or self.results(count=False)).runs
+        runs = runs.astype({"parameters": "Int64"})
         write_text(self.folder / "results.csv", runs.to_csv(index=False))
 
     def plan(self, jobs: int) -> str:
