@@ -145,7 +145,9 @@ def find_splits(root: str | Path, train: bool = True) -> dict[str, Split]:
 def image_folder(
     root: str | Path, ann_file: str | Path, content: dict, split: str | None = None
 ) -> Path:
-    """The folder below ``root`` in which the images of a COCO file exist, or most of them.
+    """The likeliest folder below ``root`` in which at least half of a COCO file's images exist.
+
+    Where there is none, the one in which most of them do.
 
     Raises:
         DataError: there is none, or there are two that nothing tells apart.
@@ -164,8 +166,8 @@ def image_folder(
         most = max((count for _, count in found.values()), default=0)
         if most > best[0]:
             best = most, [folder for folder, count in found.values() if count == most]
-        if most == len(sample):
-            break
+        if 2 * most >= len(sample):  # a few that are missing here are not to be found elsewhere:
+            break  # train/1.jpg is another picture than val/1.jpg
     count, folders = best
     if not folders:
         raise DataError(

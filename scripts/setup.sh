@@ -46,7 +46,7 @@ if usable_venv && [[ -f $stamp && $(<"$stamp") == "$key" ]] && { [[ $# == 0 ]] |
     exit
 fi
 
-### What would fail only after minutes is asked first.
+# What would fail only after minutes is asked first.
 
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$python has no venv module with pip. Debian, Ubuntu: apt install python$(version_of "$python")-venv"
@@ -61,7 +61,7 @@ if compgen -G "$venv/lib/python3*/site-packages/torch" >/dev/null; then need=2; 
 free=$(($(df -Pk . | awk 'NR == 2 { print $4 }') / 1024 / 1024))
 ((free >= need)) || fail "$free GB free in $PWD; $need GB are needed."
 
-### The work.
+# The work.
 
 step() {
     local title=$1 seconds=$SECONDS

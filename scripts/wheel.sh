@@ -38,7 +38,8 @@ while queue:
         if not (site / top).exists():
             (site / top).symlink_to(found.locate_file(top))
 PY
-"$python" -m pip --python "$work/venv/bin/python" install -q --no-index --find-links "$work" deformable-convnets
+# --no-deps: what pip installed over a link would be written into .venv.
+"$python" -m pip --python "$work/venv/bin/python" install -q --no-index --no-deps "$wheel"
 
 cd "$work"
 "$work/venv/bin/python" -W error::UserWarning:dcn - <<'PY'
@@ -49,6 +50,7 @@ import dcn
 import torch
 
 assert "site-packages" in dcn.__file__, dcn.__file__
+assert torch.__version__.split("+")[0] == version("torch"), torch.__version__
 assert dcn.__version__ == version("deformable-convnets")
 assert dcn.cpu.library is not None, "no compiled kernels"
 assert not any(map(find_spec, ("torchvision", "mmcv", "mmdet", "mmengine"))), "torch is not alone"

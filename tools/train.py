@@ -9,7 +9,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-
 from dcndet.data.custom import use_data
 from dcndet.data.errors import DataError
 from dcndet.models.engine import EngineError, Runner

@@ -16,14 +16,14 @@ model = dict(
 )
 
 train_pipeline = [
-    dict(type="LoadImage"),
+    dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="Resize", scale=(384, 288), keep_ratio=True),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImage"),
+    dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(384, 288), keep_ratio=True),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(
@@ -36,8 +36,4 @@ val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 train_cfg = dict(max_epochs=6, val_interval=2)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=6, convert_to_iter_based=True),
-]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(save_best="coco/bbox_mAP"))

@@ -9,9 +9,5 @@ _base_ = [
 model = dict(roi_head=dict(bbox_head=dict(num_classes=1)))
 train_dataloader = dict(num_workers=4)
 train_cfg = dict(max_epochs=12)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=12, convert_to_iter_based=True),
-]
 optim_wrapper = dict(optimizer=dict(lr=1e-4))
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(save_best="coco/bbox_mAP"))

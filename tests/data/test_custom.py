@@ -98,6 +98,13 @@ def test_what_is_absent_is_said(tmp_path):
     assert "looked for 1.png in" in refusal(tmp_path)
 
 
+def test_a_missing_image_is_not_looked_for_among_another_splits(tmp_path):
+    for split in ("train", "val"):
+        write(tmp_path, f"annotations/{split}.json", split)
+    (tmp_path / "val" / "1.png").unlink()
+    assert find_splits(tmp_path)["val"].images == tmp_path / "val"
+
+
 def test_xml_is_to_be_converted(tmp_path):
     (tmp_path / "annots").mkdir()
     (tmp_path / "annots" / "a.xml").touch()

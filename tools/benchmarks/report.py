@@ -16,31 +16,43 @@ SKIPPED = (
     "{} skipped, because mmcv's operators are not compiled. "
     "`./scripts/setup.sh --mmcv-ops` compiles them."
 )
+EXPLAINED = "[README.md](README.md) explains how they are measured and what the columns mean."
+
+
+class Figures(dict):
+    """What has not been measured is not a number."""
+
+    def __missing__(self, key: str) -> float:
+        return nan
 
 
 def page(result: dict) -> str:
     """The Markdown page of any benchmark's result."""
     body = {"ops": _ops, "detector": _detector, "kernels": _kernels}[result["benchmark"]]
-    return "\n".join(body(result)).rstrip() + "\n"
+    return "\n\n".join(body(result)) + "\n"
 
 
-def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    columns = list(columns)
-    lines = [f"| {' | '.join(cells)} |" for cells in (columns, *rows)]
-    return ["", lines[0], "|---" * len(columns) + "|", *lines[1:], ""]
-
-
-def _measured(result: dict) -> list[str]:
-    settings, machine = result["settings"], result["machine"]
-    place = f"{machine['cpu']}, {machine['vectors']} (dcn: {machine['dcn_vectors']})"
-    if settings["device"] == "cuda":
-        place = f"{machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}; {place}"
-    return [
-        f"Measured by `{result['command']}` on {result['date']}.",
-        f"Machine: {place}, {settings['threads']} threads. {_versions(result)}. "
-        f"{settings['repeats']} repeats, seed 0.",
-        "",
+def table(columns: dict[str, str], rows: Iterable[dict]) -> str:
+    """`columns` maps each title to a format of a row; a column without any figure is left out."""
+    rows = [Figures(row) for row in rows]
+    filled = [
+        [title, *(form.format_map(row).replace("nan", "–") for row in rows)]
+        for title, form in columns.items()
     ]
+    filled = [cells for cells in filled if set(cells[1:]) - {"–", "– / –"}]
+    head, *lines = (f"| {' | '.join(cells)} |" for cells in zip(*filled, strict=True))
+    return "\n".join([head, "|---" * len(filled) + "|", *lines])
+
+
+def _measured(result: dict) -> str:
+    settings, machine = result["settings"], result["machine"]
+    gpu = "{gpu}, driver {driver}, CUDA {cuda}; " if settings["device"] == "cuda" else ""
+    place = (gpu + "{cpu}, {vectors} (dcn: {dcn_vectors})").format(**machine)
+    return (
+        f"Measured by `{result['command']}` on {result['date']}.\n"
+        f"Machine: {place}, {settings['threads']} threads.\n"
+        f"{_versions(result)}. {settings['repeats']} repeats, seed 0."
+    )
 
 
 def _versions(result: dict) -> str:
@@ -49,122 +61,103 @@ def _versions(result: dict) -> str:
 
 def _ops(result: dict) -> Iterator[str]:
     sections, threads = result["sections"], result["settings"]["threads"]
-    gpu = result["settings"]["device"] == "cuda"
-    yield from (f"# Operators on a {'GPU' if gpu else 'CPU'}", "", *_measured(result))
-    yield "Times are medians in ms, forward / forward + backward. [README.md](README.md)"
-    yield "explains how they are measured and what the columns mean."
-    if not gpu and "mmcv" not in sections["pooling"][0]["results"]:
-        yield from ("", SKIPPED.format("mmcv's column was"))
-
-    yield from (
-        "",
-        "## Time relative to dcn",
-        "",
-        "Over all cases below; 2 is twice as long as dcn.",
-    )
-    yield from table(("", "forward", "forward + backward"), _relative(sections))
-    if gpu:
-        rates = sections["rates"]["operations_per_s"]
-        cells = [f"{rate / 1e12:.0f}" for rate in rates.values()]
-        yield "## What this GPU does at best"
-        yield from table(
-            ("copy, GB/s", *(f"{dtype}, TFLOP/s" for dtype in rates)),
-            [[f"{sections['rates']['bytes_per_s'] / 1e9:.0f}", *cells]],
+    rates = sections.get("rates")
+    yield f"# Operators on a {'GPU' if rates else 'CPU'}"
+    yield _measured(result)
+    yield f"Times are medians in ms, forward / forward + backward.\n{EXPLAINED}"
+    if not rates and "mmcv" not in sections["pooling"][0]["results"]:
+        yield SKIPPED.format("mmcv's rows were")
+    if rates:
+        products = (
+            f"{rate / 1e12:.0f} TFLOP/s in {dtype}"
+            for dtype, rate in rates["operations_per_s"].items()
         )
-    for section, dtype, rows in _groups(sections):
-        yield f"## {OPERATORS[section]}, {dtype}"
-        if not gpu:
-            yield from ("", f"Medians of {rows[0]['repeats']}.")
-        if gpu or section == "pooling":
-            yield from _long_table(rows, sections.get("rates"))
-        else:
-            yield from _conv_table(rows)
-        if not gpu:
-            yield from _accuracy_table(rows)
-    if gpu:
-        return
-
-    if sections["threads"]:
+        yield (
+            f"At best, this GPU copies {rates['bytes_per_s'] / 1e9:.0f} GB/s and multiplies "
+            f"matrices at {', '.join(products)}."
+        )
+    groups = {
+        f"{title}, {dtype}": [row for row in sections[name] if row["dtype"] == dtype]
+        for name, title in OPERATORS.items()
+        for dtype in dict.fromkeys(row["dtype"] for row in sections.get(name, []))
+    }
+    yield "## Time relative to dcn"
+    yield "The lowest and the highest ratio of the cases below; 2 is twice as long as dcn."
+    columns = {"": "{name}", "forward": "{forward}", "forward + backward": "{both}"}
+    yield table(columns, _relative(groups))
+    for title, rows in groups.items():
+        yield f"## {title}"
+        yield f"Medians of {rows[0]['repeats']}."
+        yield from _figures(rows, rates)
+    if sections.get("threads"):
         yield "## Threads"
-        rows = ((row["case"], *_threads(row)) for row in sections["threads"])
-        yield from table(("", "1 thread", f"{threads} threads", "times as fast"), rows)
-    yield from ("## Extra memory on a large image", "")
-    yield "The kernels work on channels-last tensors. A contiguous image is converted as a"
-    yield "whole; the gradient of a bfloat16 image is summed in float32, also as a whole."
-    names = ("shape", "implementation")
-    yield from table(
-        ("", "image, MB", "extra memory, MB"),
-        (
-            [", ".join(row[n] for n in names), f"{row['image_mb']:.0f}", _pair(_both(row, "mb"), 1)]
-            for row in sections["memory"]
-        ),
-    )
+        columns = {
+            "": "{case}",
+            "1 thread": "{forward_ms_one:.1f} / {both_ms_one:.1f}",
+            f"{threads} threads": "{forward_ms_many:.1f} / {both_ms_many:.1f}",
+            "times as fast": "{forward:.2f} / {both:.2f}",
+        }
+        rows = sections["threads"]
+        yield table(
+            columns, (r | {k: r[f"{k}_ms_one"] / r[f"{k}_ms_many"] for k in KINDS} for r in rows)
+        )
+    if "memory" in sections:
+        yield "## Extra memory on a large image"
+        yield (
+            "The kernels work on channels-last tensors. A contiguous image is converted as a\n"
+            "whole; the gradient of a bfloat16 image is summed in float32, also as a whole."
+        )
+        columns = {
+            "": "{shape}, {implementation}",
+            "image, MB": "{image_mb:.0f}",
+            "extra memory, MB": "{forward_mb:.1f} / {both_mb:.1f}",
+        }
+        yield table(columns, sections["memory"])
 
 
-def _groups(sections: dict) -> Iterator[tuple[str, str, list[dict]]]:
-    """(section, dtype, rows)."""
-    for section in OPERATORS:
-        for dtype in dict.fromkeys(row["dtype"] for row in sections.get(section, [])):
-            yield section, dtype, [row for row in sections[section] if row["dtype"] == dtype]
-
-
-def _relative(sections: dict) -> Iterator[list[str]]:
-    for section, dtype, rows in _groups(sections):
+def _relative(groups: dict[str, list[dict]]) -> Iterator[dict]:
+    for title, rows in groups.items():
         everything = [_one_regular(row["results"]) for row in rows]
         for name in (name for name in everything[0] if name != "dcn"):
-            ratios = [_ratios(results[name], results["dcn"]) for results in everything]
-            spans = (_span(values, 2) for values in zip(*ratios, strict=True))
-            yield [f"{OPERATORS[section]}, {dtype}: {name}", *spans]
+            ratios = zip(*(_ratios(r[name], r["dcn"]) for r in everything), strict=True)
+            yield {"name": f"{title}: {name}"} | dict(zip(KINDS, map(_span, ratios), strict=True))
 
 
 def _one_regular(results: dict) -> dict:
     """`F.conv2d` once, for each figure in the faster of its formats."""
     if FORMATS[0] not in results:
         return results
-    regular = {
-        f"{k}_ms": min(_both(results[f], "ms")[i] for f in FORMATS) for i, k in enumerate(KINDS)
-    }
+    regular = {f"{k}_ms": min(results[f].get(f"{k}_ms", nan) for f in FORMATS) for k in KINDS}
     return {REGULAR: regular} | {n: v for n, v in results.items() if n not in FORMATS}
 
 
-def _conv_table(rows: list[dict]) -> list[str]:
-    """A line per case."""
-    others = [name for name in rows[0]["results"] if name not in (*FORMATS, "dcn")]
-    columns = ["", f"`{REGULAR}`", "dcn", f"dcn ÷ `{REGULAR}`"]
-    lines = []
+def _figures(rows: list[dict], rates: dict | None) -> Iterator[str]:
+    """A line per case and implementation, and below them the errors."""
+    columns = {
+        "": "{case}",
+        "implementation": "{name}",
+        "ms": "{ms}",
+        "÷ dcn": "{ratios[0]:.2f} / {ratios[1]:.2f}",
+        "floor, ms": "{forward_floor:.3f} / {both_floor:.3f}",
+        "host, µs": "{forward_host_us:.0f} / {both_host_us:.0f}",
+        "extra memory, MB": "{forward_mb:.1f} / {both_mb:.1f}",
+        "difference": "{difference:.1e}",
+    }
+    lines, errors = [], []
     for row in rows:
-        results = _one_regular(row["results"])
-        own, regular = results["dcn"], results[REGULAR]
-        line = [f"{row['case']}, {row['shape']}", _ms(regular), f"**{_ms(own)}**"]
-        line.append(_pair(_ratios(own, regular), 2))
-        for name in others:
-            line += [_ms(results[name]), _pair(_ratios(results[name], own), 2)]
-        lines.append(line)
-    return table(columns + [title for name in others for title in (name, "÷ dcn")], lines)
-
-
-def _long_table(rows: list[dict], rates: dict | None) -> list[str]:
-    """A line per case and implementation; with all of its figures, where there are rates of a GPU.
-
-    Errors stand below the table.
-    """
-    columns, lines, errors = ["", "implementation", "ms", "÷ dcn"], [], []
-    if rates:
-        columns += ["floor, ms", "host, µs", "extra memory, MB", "difference"]
-    for row in rows:
-        for name, values in row["results"].items():
-            case = f"{row['shape']}, {row['case']}"
+        case = f"{row['case']}, {row['shape']}"
+        for i, (name, values) in enumerate(row["results"].items()):
             errors += [f"- {name}, {case}, {k}: {values[k]}" for k in values if "error" in k]
-            label = f"{name}, {values['dtype']}" if "dtype" in values else name
-            if max(_both(values, "late", 0)) > 0.5:
+            label = ", ".join(filter(None, (name, values.get("dtype"))))
+            if max(values.get(f"{kind}_late", 0) for kind in KINDS) > 0.5:
                 label += " (the host's time included)"
-            line = [case, label, _ms(values), _pair(_ratios(values, row["results"]["dcn"]), 2)]
+            line = {"ms": _ms(values), "ratios": _ratios(values, row["results"]["dcn"])}
             if rates:
-                line.append(_pair([floor_ms(values, k, row["dtype"], rates) for k in KINDS], 3))
-                line += [_pair(_both(values, "host_us"), 0), _pair(_both(values, "mb"), 1)]
-                line.append(_cell(values.get("difference", nan), ".1e"))
-            lines.append(line)
-    return [*table(columns, lines), *errors]
+                line |= {f"{k}_floor": floor_ms(values, k, row["dtype"], rates) for k in KINDS}
+            lines.append(values | line | {"case": "" if i else case, "name": label})
+    yield table(columns, lines)
+    if errors:
+        yield "\n".join(errors)
 
 
 def floor_ms(values: dict, kind: str, dtype: str, rates: dict) -> float:
@@ -174,129 +167,113 @@ def floor_ms(values: dict, kind: str, dtype: str, rates: dict) -> float:
     return max(moving, values[f"{kind}_operations"] / rate) * 1e3
 
 
-def _accuracy_table(rows: list[dict]) -> list[str]:
-    """A line per implementation, over all cases."""
-    lines = []
-    for name in rows[0]["results"]:
-        results = [row["results"][name] for row in rows]
-        differences = [r["difference"] for r in results if "difference" in r]
-        memory = zip(*(_both(r, "mb") for r in results), strict=True)
-        difference = f"{max(differences):.1e}" if differences else "another function"
-        lines.append([name, difference, *(_span(values, 1) for values in memory)])
-    columns = ("", "largest difference from float64", "extra memory, MB", "with backward")
-    return table(columns, lines)
-
-
-def _threads(row: dict) -> list[str]:
-    one, many = ([row[f"{kind}_ms_{count}"] for kind in KINDS] for count in ("one", "many"))
-    return [_pair(one, 1), _pair(many, 1), _pair([one[i] / many[i] for i in range(2)], 2)]
-
-
-def _detector(result: dict) -> Iterator[str]:
-    settings, sections = result["settings"], result["sections"]
-    rows = {row["model"]: row for row in sections["models"]}
-
-    def times(a: str, b: str, kind: str = "train") -> str:
-        """As long."""
-        ms = (rows[name].get(f"{kind}_ms", nan) for name in (a, b))
-        return _cell(next(ms) / next(ms), ".2f")
-
-    yield from (f"# Detector on a {'GPU' if settings['device'] == 'cuda' else 'CPU'}", "")
-    yield from _measured(result)
-    yield "A training step (forward, backward, SGD) and inference of Faster R-CNN R-50-FPN,"
-    yield "here and in"
-    yield "mmdet with the same weights. Medians in seconds; detectors here run channels-last."
-    yield f"The input is {settings['batch']} images of {settings['image']}, {settings['dtype']}."
-    kinds = {"train": "training step", "inference": "inference"}
-    used = [k for k in kinds if any(f"{k}_mb" in row for row in rows.values())]
-    yield from table(
-        ["", *(f"{title}, s" for title in kinds.values())]
-        + [f"extra memory of {kinds[k]}, MB" for k in used],
-        (
-            [name, *(_cell(row.get(f"{k}_ms", nan) / 1e3, ".3g") for k in kinds)]
-            + [_cell(row.get(f"{k}_mb", nan), ".0f") for k in used]
-            for name, row in rows.items()
-        ),
-    )
-    yield from (f"- {n}, {k}: {row[k]}" for n, row in rows.items() for k in row if "error" in k)
-    own, theirs, regular = "dcn, mdconv c3–c5", "mmdet, mdconv c3–c5", "mmdet, regular"
-    yield f"A training step with mdconv takes {times(own, 'dcn, regular')} times as long as"
-    yield "without."
-    if theirs in rows:
-        yield f"mmdet's with mdconv takes {times(theirs, own)} times as long as ours with"
-        yield "mdconv, and"
-        yield f"mmdet's regular one {times(regular, own)} times. mmdet's inference with mdconv"
-        yield f"takes {times(theirs, own, 'inference')} times as long as ours."
-    else:
-        yield from ("", SKIPPED.format("mmdet's detectors were"))
-    if sections["loss_difference"] is not None:
-        yield "With the same images and random numbers, the losses differ by at most"
-        yield f"{sections['loss_difference']:.1e} of their value."
-    if (watched := f"{own}, offsets measured") in rows:
-        yield f"A step that measures offsets, by default one in 50, takes {times(watched, own)}"
-        yield "times as long."
-
-
-def _kernels(result: dict) -> Iterator[str]:
-    yield from ("# Kernels for the GPU, compiled", "")
-    yield f"Compiled by `{result['command']}` on {result['date']}, without a GPU."
-    yield from (f"{_versions(result)}.", "")
-    yield "In each cell the first figure is for compute capability 8.0 (A100), the second for 9.0"
-    yield "(H100, H200). [README.md](README.md) explains the columns."
-    yield ""
-    columns = ("", "tile", "warps, stages", "registers", "shared, KB", "programs")
-    columns += ("tensor cores", "16-byte loads")
-    rows = result["sections"]["kernels"]
-    for name in dict.fromkeys(row["type"] for row in rows):
-        of_type = [row for row in rows if row["type"] == name]
-        pairs = zip(of_type[::2], of_type[1::2], strict=True)
-        yield from (f"## {name}", *table(columns, map(_kernel_cells, pairs)))
-
-
-def _kernel_cells(pair: tuple[dict, dict]) -> list[str]:
-    def cell(form: str) -> str:
-        return " / ".join(form.format(**row) for row in pair)
-
-    registers = ("{registers} ({spilled})" if row["spilled"] else "{registers}" for row in pair)
-    return [
-        pair[0]["kernel"],
-        pair[0]["tile"],
-        "{warps}, {stages}".format(**pair[0]),
-        " / ".join(form.format(**row) for form, row in zip(registers, pair, strict=True)),
-        cell("{shared_kb:.0f}"),
-        cell("{programs}"),
-        " / ".join(row["tensor_cores"] or "none" for row in pair),
-        cell("{wide_loads}"),
-    ]
-
-
-def _both(values: dict, what: str, missing: float = nan) -> list[float]:
-    """Forward, and forward + backward; not a number where one failed."""
-    return [values.get(f"{kind}_{what}", missing) for kind in KINDS]
-
-
 def _ratios(values: dict, over: dict) -> list[float]:
-    return [a / b for a, b in zip(_both(values, "ms"), _both(over, "ms"), strict=True)]
-
-
-def _cell(value: float, form: str) -> str:
-    return "–" if isnan(value) else f"{value:{form}}"
-
-
-def _pair(values: list[float], digits: int) -> str:
-    return " / ".join(_cell(value, f".{digits}f") for value in values)
+    return [values.get(f"{k}_ms", nan) / over.get(f"{k}_ms", nan) for k in KINDS]
 
 
 def _ms(values: dict) -> str:
     """To three digits or four."""
-    ms = _both(values, "ms")
-    return _pair(ms, 0 if ms[0] >= 100 else 1 if ms[0] >= 1 else 3)
+    forward, both = (values.get(f"{k}_ms", nan) for k in KINDS)
+    digits = 0 if forward >= 100 else 1 if forward >= 1 else 3
+    return f"{forward:.{digits}f} / {both:.{digits}f}"
 
 
-def _span(values: Iterable[float], digits: int) -> str:
+def _span(values: Iterable[float]) -> str:
     """From the least to the largest, of those that there are."""
-    values = [value for value in values if not isnan(value)] or [nan]
-    return " – ".join(_cell(value, f".{digits}f") for value in (min(values), max(values)))
+    values = [value for value in values if not isnan(value)]
+    return f"{min(values):.2f} – {max(values):.2f}" if values else "–"
+
+
+def _detector(result: dict) -> Iterator[str]:
+    settings, sections = result["settings"], result["sections"]
+    rows = {row["model"]: Figures(row) for row in sections["models"]}
+
+    def times(a: str, b: str, kind: str = "train") -> str:
+        return f"{rows[a][f'{kind}_ms'] / rows[b][f'{kind}_ms']:.2f} times"
+
+    yield f"# Detector on a {'GPU' if settings['device'] == 'cuda' else 'CPU'}"
+    yield _measured(result)
+    yield (
+        "A training step (forward, backward, SGD) and inference of Faster R-CNN R-50-FPN,\n"
+        "here and in mmdet with the same weights. Times are medians; detectors here run\n"
+        f"channels-last. The input is {settings['batch']} images of {settings['image']}, "
+        f"{settings['dtype']}."
+    )
+    columns = {
+        "": "{model}",
+        "training step, s": "{train_s:.3g}",
+        "inference, s": "{inference_s:.3g}",
+        "extra memory of training step, MB": "{train_mb:.0f}",
+        "extra memory of inference, MB": "{inference_mb:.0f}",
+    }
+    kinds = ("train", "inference")
+    yield table(columns, (r | {f"{k}_s": r[f"{k}_ms"] / 1e3 for k in kinds} for r in rows.values()))
+    if errors := [f"- {n}, {k}: {row[k]}" for n, row in rows.items() for k in row if "error" in k]:
+        yield "\n".join(errors)
+    own, theirs = "dcn, mdconv c3–c5", "mmdet, mdconv c3–c5"
+    lines = [f"With mdconv, a training step takes {times(own, 'dcn, regular')} as long as without."]
+    if theirs in rows:
+        lines += [
+            f"In mmdet, it takes {times(theirs, own)} as long as here, and inference "
+            f"{times(theirs, own, 'inference')}.",
+            f"A step of mmdet's regular network takes {times('mmdet, regular', own)} as long as "
+            "one with mdconv here.",
+        ]
+    else:
+        lines.append(SKIPPED.format("mmdet's detectors were"))
+    if sections["loss_difference"] is not None:
+        lines.append(
+            "With the same images and random numbers, the losses differ by at most "
+            f"{sections['loss_difference']:.1e} of their value."
+        )
+    if (watched := f"{own}, offsets measured") in rows:
+        lines.append(
+            "A step that measures offsets, by default one in 50, takes "
+            f"{times(watched, own)} as long as one that does not."
+        )
+    yield "\n".join(lines)
+
+
+def _kernels(result: dict) -> Iterator[str]:
+    yield "# Kernels for the GPU, compiled"
+    yield (
+        f"Compiled by `{result['command']}` on {result['date']}, without a GPU.\n"
+        f"{_versions(result)}."
+    )
+    yield (
+        "In each cell the first figure is for compute capability 8.0 (A100), the second for 9.0\n"
+        "(H100, H200). [README.md](README.md) explains the columns."
+    )
+    columns = {
+        "": "{kernel}",
+        "tile": "{tile}",
+        "warps, stages": "{warps}, {stages}",
+        "registers": "{registers}",
+        "shared, KB": "{shared_kb}",
+        "programs": "{programs}",
+        "tensor cores": "{tensor_cores}",
+        "16-byte loads": "{wide_loads}",
+    }
+    rows = result["sections"]["kernels"]
+    for name in dict.fromkeys(row["type"] for row in rows):
+        of_type = [row for row in rows if row["type"] == name]
+        yield f"## {name}"
+        yield table(columns, map(_one_line, of_type[::2], of_type[1::2]))
+
+
+def _one_line(*rows: dict) -> dict:
+    """Of a kernel on both GPUs."""
+    cells = [
+        {
+            "registers": str(row["registers"]) + (f" ({row['spilled']})" if row["spilled"] else ""),
+            "shared_kb": f"{row['shared_kb']:.0f}",
+            "programs": str(row["programs"]),
+            "tensor_cores": row["tensor_cores"] or "none",
+            "wide_loads": str(row["wide_loads"]),
+        }
+        for row in rows
+    ]
+    return rows[0] | {key: " / ".join(cell[key] for cell in cells) for key in cells[0]}
 
 
 def ops_plot(result: dict, path: Path) -> None:
@@ -307,19 +284,17 @@ def ops_plot(result: dict, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     sections = result["sections"]
-    panels = [
-        *((f"deform_conv2d\n{row['shape']}", row["results"]) for row in sections["convolution"]),
-        (f"RoIAlign\n{sections['pooling'][0]['shape']}", sections["pooling"][0]["results"]),
-    ]
+    panels = {f"deform_conv2d\n{r['shape']}": r["results"] for r in sections["convolution"]}
+    panels[f"RoIAlign\n{sections['pooling'][0]['shape']}"] = sections["pooling"][0]["results"]
     colours = {REGULAR: "#9aa0a6", "dcn": "#1a73e8", "reference": "#8ab4f8"}
     names = (REGULAR, "dcn", "reference", "torchvision", "mmcv")
     figure, axes = plt.subplots(1, len(panels), figsize=(12, 2.9))
-    for axis, (title, results) in zip(axes, panels, strict=True):
+    for axis, (title, results) in zip(axes, panels.items(), strict=True):
         results = _one_regular(results)
         bars = {name: results[name]["both_ms"] for name in names if name in results}
         drawn = axis.barh(
             [{"reference": "dcn, plain PyTorch"}.get(name, name) for name in bars],
-            list(bars.values()),
+            bars.values(),
             color=[colours.get(name, "#dadce0") for name in bars],
         )
         axis.bar_label(drawn, fmt="%.0f", padding=3, fontsize=9)
@@ -329,10 +304,8 @@ def ops_plot(result: dict, path: Path) -> None:
         axis.tick_params(labelsize=9)
         axis.xaxis.set_visible(False)
         axis.spines[["top", "right", "bottom"]].set_visible(False)
-    figure.suptitle(
-        f"Forward + backward in ms, {result['settings']['threads']} threads, float32 "
-        "(logarithmic; shorter is faster)",
-        fontsize=11,
-    )
+    threads = result["settings"]["threads"]
+    title = "Forward + backward in ms, {} threads, float32 (logarithmic; shorter is faster)"
+    figure.suptitle(title.format(threads), fontsize=11)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
