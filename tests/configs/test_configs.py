@@ -43,6 +43,10 @@ def test_every_config_builds(file):
     if "mimic" in file:
         part = re.search(r"_mimic-?(\w*?)[_.]", file)[1]
         assert model.mimic.on == (part or "foreground")
+    batch = {"dcnv2": 16, "quickstart": 8, "bccd": 4, "custom": 4}[file.split("/")[0]]
+    assert config.auto_scale_lr == dict(enable=True, base_batch_size=batch)
+    if batch != 16:  # one process changes nothing
+        assert config.train_dataloader.batch_size == batch
     for loader in (config.train_dataloader, config.val_dataloader):
         dataset = DATASETS.build(dict(loader.dataset, lazy_init=True))
         classes = dataset.metainfo["classes"]
@@ -72,17 +76,6 @@ def test_a_number_of_layers_can_be_given_to_every_config(file):
     with torch.device("meta"):
         backbone = MODELS.build(config.model.backbone)
     assert len([m for m in backbone.modules() if isinstance(m, DeformConv2d)]) == 9
-
-
-def test_the_batch_that_a_rate_is_for():
-    for file in FILES:
-        config = Config.fromfile(CONFIGS / file)
-        expected = {"dcnv2": 16, "quickstart": 8, "bccd": 4}.get(file.split("/")[0])
-        if expected is None:
-            continue
-        assert config.auto_scale_lr == dict(enable=True, base_batch_size=expected)
-        if expected != 16:  # one process changes nothing
-            assert config.train_dataloader.batch_size == expected
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,14 @@ import torch
 from dcndet.data.errors import DataError
 from dcndet.data.loading import LoadImageFromFile, read_image
 from mmdet.registry import TRANSFORMS
+from mmengine.registry import init_default_scope
 from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    """Of a config for mmdet, whatever a test before this one ran."""
+    init_default_scope("mmdet")
 
 
 @pytest.fixture
