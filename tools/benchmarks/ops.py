@@ -1,8 +1,9 @@
 """The operators beside F.conv2d, torchvision, mmcv and their own definition in plain PyTorch."""
 
+from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -18,44 +19,25 @@ from . import measure
 MMCV = measure.mmcv_operators()
 
 
-@dataclass(frozen=True)
-class Conv:
-    """A modulated deformable convolution, C_in = C_out."""
-
-    name: str
-    channels: int
-    height: int
-    width: int
-    batch: int = 1
-    kernel: int = 3
-    stride: int = 1
-    dilation: int = 1
-    groups: int = 1
-    deform_groups: int = 1
-
-    @property
-    def shape(self) -> str:
-        return f"{self.channels}×{self.height}×{self.width}"
-
+# A modulated deformable convolution, C_in = C_out; `size` is (channels, height, width).
+Conv = namedtuple(
+    "Conv",
+    "name size batch kernel stride dilation groups deform_groups",
+    defaults=(1, 3, 1, 1, 1, 1),
+)
+# A deformable RoI pooling of a map of `size` to 7×7 bins.
+Pool = namedtuple("Pool", "name size sampling_ratio num_rois batch", defaults=(1,))
 
 # ResNet-50's conv3, conv4 and conv5 on an 800×1344 image.
-CONVS = (Conv("conv3", 128, 100, 168), Conv("conv4", 256, 50, 84), Conv("conv5", 512, 25, 42))
-VARIANTS = {
-    "batch 2": dict(batch=2),
-    "stride 2": dict(stride=2),
-    "deform_groups 4": dict(deform_groups=4),
-    "groups 32": dict(groups=32),
-    "kernel 5×5": dict(kernel=5),
-    "dilation 2": dict(dilation=2),
-}
+CONVS = (Conv("conv3", (128, 100, 168)), Conv("conv4", (256, 50, 84)), Conv("conv5", (512, 25, 42)))
+VARIANTS = {"batch": 2, "stride": 2, "deform_groups": 4, "groups": 32, "kernel": 5, "dilation": 2}
 VARIANT_REPEATS = 3  # the slow ones take seconds there
+GPU_BATCHES = (2, 16)
 # An image of 16 times the pixels, for memory alone.
-LARGE = Conv("conv3", 128, 400, 672)
-POOL_MAP = (256, 50, 84)
-GAMMA = 1 / 8
+LARGE = Conv("conv3", (128, 400, 672))
+POOL_MAP, SCALE, GAMMA = (256, 50, 84), 1 / 16, 1 / 8
 NUM_ROIS = {"cpu": (512,), "cuda": (512, 1000)}
 SAMPLING = {2: "2×2 samples per bin", 0: "adaptive sampling"}
-GPU_BATCHES = {"batch 2": dict(batch=2), "batch 16": dict(batch=16)}
 CONV_DTYPES = {"cpu": [torch.float32], "cuda": [torch.bfloat16, torch.float16, torch.float32]}
 POOL_DTYPES = {"cpu": [torch.float32], "cuda": [torch.bfloat16, torch.float32]}
 # What no cache holds, and what keeps every multiprocessor busy.
@@ -63,19 +45,27 @@ COPY_BYTES = 2**30
 MATMUL_SIZE = 8192
 
 
+@dataclass(frozen=True, eq=False)
 class Function:
     """One implementation: `forward()`, and `both()`, which returns output and gradients.
 
-    `backward` takes the output's gradient and the tensors; without it, autograd does that.
+    `backward` takes the output's gradient and the tensors; without it, autograd does that. `exact`
+    is the definition in float64 on the same tensors.
     """
 
-    def __init__(self, op: Callable, tensors: dict[str, Tensor], grad: Tensor, backward=None):
-        self.op, self.tensors, self.grad, self.backward = op, tensors, grad, backward
-        self.leaves = {n: t.detach().requires_grad_(n != "rois") for n, t in tensors.items()}
+    op: Callable
+    tensors: dict[str, Tensor]
+    grad: Tensor
+    backward: Callable | None = None
+    exact: "Function | None" = None
+
+    @cached_property
+    def leaves(self) -> dict[str, Tensor]:
+        return {n: t.detach().requires_grad_(n != "rois") for n, t in self.tensors.items()}
 
     def to(self, dtype: torch.dtype) -> "Function":
         tensors = {name: t.to(dtype) for name, t in self.tensors.items()}
-        return Function(self.op, tensors, self.grad.to(dtype), self.backward)
+        return replace(self, tensors=tensors, grad=self.grad.to(dtype))
 
     def forward(self) -> tuple[Tensor, ...]:
         with torch.no_grad():
@@ -83,7 +73,8 @@ class Function:
 
     def both(self) -> tuple[Tensor | None, ...]:
         if self.backward is not None:
-            return (*self.forward(), *self.backward(self.grad, **self.tensors))
+            grads = self.backward(self.grad, **self.tensors)
+            return (*self.forward(), *(grad for grad in grads if grad.numel() > 0))
         out = self.op(**self.leaves)
         wanted = [leaf for leaf in self.leaves.values() if leaf.requires_grad]
         return (out.detach(), *torch.autograd.grad(out, wanted, self.grad))
@@ -94,27 +85,23 @@ class Function:
         Backward reads the gradient of the output, the RoIs and, where gradients depend on them, the
         inputs; it writes the gradients of the inputs.
         """
-        rois = self.tensors["rois"].nbytes if "rois" in self.tensors else 0
-        inputs = sum(t.nbytes for t in self.tensors.values()) - rois
-        forward = inputs + rois + self.grad.nbytes
-        plain_pooling = "weight" not in self.tensors and "offset" not in self.tensors
-        backward = self.grad.nbytes + rois + inputs * (1 if plain_pooling else 2)
-        operations = 0
-        if "weight" in self.tensors:
-            operations = 2 * self.grad.numel() * self.tensors["weight"][0].numel()
+        sizes = {name: t.nbytes for name, t in self.tensors.items()}
+        fixed = self.grad.nbytes + sizes.pop("rois", 0)
+        inputs = sum(sizes.values())
+        backward = fixed + inputs * (1 if list(sizes) == ["input"] else 2)
+        points = self.tensors["weight"][0].numel() if "weight" in sizes else 0
+        operations = 2 * self.grad.numel() * points
         return {
-            "forward_bytes": forward,
-            "both_bytes": forward + backward,
+            "forward_bytes": fixed + inputs,
+            "both_bytes": fixed + inputs + backward,
             "forward_operations": operations,
             "both_operations": 3 * operations,
         }
 
 
 def channels_last(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
-        for name, t in tensors.items()
-    }
+    last = torch.channels_last
+    return {n: t.contiguous(memory_format=last) if t.dim() == 4 else t for n, t in tensors.items()}
 
 
 def between_pixels(offset: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -131,115 +118,95 @@ def between_pixels(offset: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
 
 def conv_functions(
     case: Conv, dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> tuple[dict[str, Function], dict[str, Function]]:
-    """The implementations, and the float64 definition of those that have it.
-
-    dcn is given channels-last tensors, torchvision and mmcv contiguous ones, which is what their
+) -> dict[str, Function]:
+    """dcn is given channels-last tensors, torchvision and mmcv contiguous ones, which is what their
     kernels work in; F.conv2d is there in both formats.
     """
     gen = torch.Generator().manual_seed(0)
-    padding = case.dilation * (case.kernel // 2)
-    points = case.deform_groups * case.kernel**2
+    n, (c, height, width), kernel = case.batch, case.size, case.kernel
+    points = case.deform_groups * kernel**2
+    padding = case.dilation * (kernel // 2)
     regular = dict(stride=case.stride, padding=padding, dilation=case.dilation)
-    c = case.channels
-    x = torch.randn(case.batch, c, case.height, case.width, generator=gen)
-    weight = torch.randn(c, c // case.groups, case.kernel, case.kernel, generator=gen) * 0.01
+    x = torch.randn(n, c, height, width, generator=gen)
+    weight = torch.randn(c, c // case.groups, kernel, kernel, generator=gen) * 0.01
     bias = torch.randn(c, generator=gen)
     out = F.conv2d(x[:1, :1], weight[:1, :1], **regular).shape[2:]
-    tensors = {
-        "input": x,
-        "offset": between_pixels(torch.randn(case.batch, 2 * points, *out, generator=gen), dtype),
-        "weight": weight,
-        "mask": torch.rand(case.batch, points, *out, generator=gen),
-        "bias": bias,
-    }
+    offset = between_pixels(torch.randn(n, 2 * points, *out, generator=gen), dtype)
+    mask = torch.rand(n, points, *out, generator=gen)
+    tensors = dict(input=x, offset=offset, weight=weight, mask=mask, bias=bias)
     tensors = {name: t.to(device, dtype) for name, t in tensors.items()}
-    grad = torch.randn(case.batch, c, *out, generator=gen).to(device, dtype)
-    pairs = [[value, value] for value in regular.values()]
-
-    def conv2d(input, weight, bias):
-        return F.conv2d(input, weight, bias, groups=case.groups, **regular)
+    grad = torch.randn(n, c, *out, generator=gen).to(device, dtype)
 
     def mmcv(input, offset, weight, mask, bias):
         settings = (*regular.values(), case.groups, case.deform_groups)
         return MMCV.modulated_deform_conv2d(input, offset, mask, weight, bias, *settings)
 
-    def reference(input, offset, weight, mask, bias):
-        return reference_conv.forward(input, offset, weight, bias, mask, *pairs)
+    pairs = {name: [value, value] for name, value in regular.items()}
+    reference = partial(reference_conv.forward, **pairs)
 
-    def reference_backward(grad, input, offset, weight, mask, bias):
-        grads = reference_conv.backward(grad, input, offset, weight, mask, *pairs)
-        return (*grads, grad.sum((0, 2, 3)))
+    def reference_backward(grad, bias, **tensors):
+        return (*reference_conv.backward(grad, **tensors, **pairs), grad.sum((0, 2, 3)))
 
+    conv2d = partial(F.conv2d, groups=case.groups, **regular)
     plain = {name: tensors[name] for name in ("input", "weight", "bias")}
     last, last_grad = channels_last(tensors), channels_last({"grad": grad})["grad"]
-    functions = {
+    own, theirs = (partial(m.deform_conv2d, **regular) for m in (dcn, torchvision.ops))
+    exact = Function(reference, tensors, grad, reference_backward).to(torch.float64)
+    return {
         "F.conv2d (NCHW)": Function(conv2d, plain, grad),
         "F.conv2d (NHWC)": Function(conv2d, channels_last(plain), last_grad),
-        "dcn": Function(partial(dcn.deform_conv2d, **regular), last, last_grad),
-        "torchvision": Function(partial(torchvision.ops.deform_conv2d, **regular), tensors, grad),
-        "mmcv": Function(mmcv, tensors, grad),
-        "reference": Function(reference, last, last_grad, reference_backward),
+        "dcn": Function(own, last, last_grad, exact=exact),
+        "torchvision": Function(theirs, tensors, grad, exact=exact),
+        "mmcv": Function(mmcv, tensors, grad, exact=exact),
+        "reference": Function(reference, last, last_grad, reference_backward, exact),
     }
-    exact = Function(reference, tensors, grad, reference_backward).to(torch.float64)
-    return functions, dict.fromkeys(("dcn", "torchvision", "mmcv", "reference"), exact)
 
 
 def pool_functions(
-    sampling_ratio: int, num_rois: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> tuple[dict[str, Function], dict[str, Function]]:
-    """The implementations, and the float64 definition of each.
-
-    As in `between_pixels`, no sample may be so close to a pixel that rounding decides on which side
-    it is, nor a bin's size to where it gets one more sample. So bins are odd eighths of a pixel of
-    the map, offsets move them by multiples of 1/512, and corners are 1/1024 off that: also with
-    three samples a bin, all are at least 1/3072 away from any pixel.
+    case: Pool, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> dict[str, Function]:
+    """As in `between_pixels`, no sample may be so close to a pixel that rounding decides on which
+    side it is, nor a bin's size to where it gets one more sample. So bins are odd eighths of a
+    pixel of the map, offsets move them by multiples of 1/512, and corners are 1/1024 off that: also
+    with three samples a bin, all are at least 1/3072 away from any pixel.
     """
     gen = torch.Generator().manual_seed(0)
-    x = torch.randn(1, *POOL_MAP, generator=gen)
-    corner = torch.rand(num_rois, 2, generator=gen) * torch.tensor([1000.0, 600.0])
+    rois, ratio = case.num_rois, case.sampling_ratio
+    x = torch.randn(1, *case.size, generator=gen)
+    corner = torch.rand(rois, 2, generator=gen) * torch.tensor([1000.0, 600.0])
     corner = corner.round() + 1 / 64
-    size = (torch.rand(num_rois, 2, generator=gen) * 11 + 1).floor() * 28 + 14
-    rois = torch.cat((torch.zeros(num_rois, 1), corner, corner + size), 1).to(device)
-    offset = (torch.randn(num_rois, 2, 7, 7, generator=gen) * 8).round() / 8
-    mask = torch.rand(num_rois, 1, 7, 7, generator=gen)
-    plain = {"input": x.to(device, dtype), "rois": rois}
+    size = (torch.rand(rois, 2, generator=gen) * 11 + 1).floor() * 28 + 14
+    offset = (torch.randn(rois, 2, 7, 7, generator=gen) * 8).round() / 8
+    mask = torch.rand(rois, 1, 7, 7, generator=gen)
+    boxes = torch.cat((torch.zeros(rois, 1), corner, corner + size), 1).to(device)
+    plain = {"input": x.to(device, dtype), "rois": boxes}
     deformed = plain | {"offset": offset.to(device, dtype), "mask": mask.to(device, dtype)}
-    grad = torch.randn(num_rois, POOL_MAP[0], 7, 7, generator=gen).to(device, dtype)
-
-    geometry = ((7, 7), 1 / 16, sampling_ratio, GAMMA)
-
-    def pool(input, rois, offset=None, mask=None):
-        return dcn.deform_roi_pool(input, rois, 7, offset, mask, *geometry[1:])
+    grad = torch.randn(rois, case.size[0], 7, 7, generator=gen).to(device, dtype)
+    geometry = dict(output_size=(7, 7), spatial_scale=SCALE, sampling_ratio=ratio, gamma=GAMMA)
+    pool, reference, reference_backward = (
+        partial(function, offset=None, mask=None, **geometry)
+        for function in (dcn.deform_roi_pool, reference_pool.forward, reference_pool.backward)
+    )
 
     def torchvision_align(input, rois):
         # its default, -1, is our 0
-        ratio = sampling_ratio or -1
-        return torchvision.ops.roi_align(input, rois, 7, 1 / 16, ratio, aligned=True)
+        return torchvision.ops.roi_align(input, rois, 7, SCALE, ratio or -1, aligned=True)
 
     def mmcv_align(input, rois):
-        return MMCV.roi_align(input, rois, (7, 7), 1 / 16, sampling_ratio, "avg", True)
+        return MMCV.roi_align(input, rois, (7, 7), SCALE, ratio, "avg", True)
 
-    def reference(input, rois, offset=None, mask=None):
-        return reference_pool.forward(input, rois, offset, mask, *geometry)
-
-    def reference_backward(grad, input, rois, offset=None, mask=None):
-        grads = reference_pool.backward(grad, input, rois, offset, mask, *geometry)
-        return tuple(g for g in grads if g.numel() > 0)
-
-    functions = {
-        "dcn": Function(pool, channels_last(plain), grad),
-        "dcn, offsets and masks": Function(pool, channels_last(deformed), grad),
-        "torchvision": Function(torchvision_align, plain, grad),
-        "mmcv": Function(mmcv_align, plain, grad),
-        "reference": Function(reference, channels_last(plain), grad, reference_backward),
-    }
-    exact_plain, exact_deformed = (
+    exact, exact_deformed = (
         Function(reference, tensors, grad, reference_backward).to(torch.float64)
         for tensors in (plain, deformed)
     )
-    exact = dict.fromkeys(functions, exact_plain)
-    return functions, exact | {"dcn, offsets and masks": exact_deformed}
+    last, last_deformed = channels_last(plain), channels_last(deformed)
+    return {
+        "dcn": Function(pool, last, grad, exact=exact),
+        "dcn, offsets and masks": Function(pool, last_deformed, grad, exact=exact_deformed),
+        "torchvision": Function(torchvision_align, plain, grad, exact=exact),
+        "mmcv": Function(mmcv_align, plain, grad, exact=exact),
+        "reference": Function(reference, last, grad, reference_backward, exact),
+    }
 
 
 def run(device: str, repeats: int, threads: int) -> dict:
@@ -252,15 +219,17 @@ def run(device: str, repeats: int, threads: int) -> dict:
         torch.backends.cudnn.benchmark = True
         sections["rates"] = measure_rates(repeats)
     sections["convolution"] = [
-        measure_conv(case, repeats, dtype, device)
+        compare(case, repeats, dtype, device)
         for dtype in CONV_DTYPES[device]
-        for case in (*CONVS, *(varied(GPU_BATCHES) if gpu else ()))
+        for case in [*CONVS, *(case for n in GPU_BATCHES if gpu for case in varied("batch", n))]
     ]
     if not gpu:
         few = min(repeats, VARIANT_REPEATS)
-        sections["variants"] = [measure_conv(case, few) for case in varied(VARIANTS)]
+        sections["variants"] = [
+            compare(case, few) for setting in VARIANTS.items() for case in varied(*setting)
+        ]
     sections["pooling"] = [
-        measure_pool(ratio, num_rois, repeats, dtype, device)
+        compare(Pool(SAMPLING[ratio], POOL_MAP, ratio, num_rois), repeats, dtype, device)
         for dtype in POOL_DTYPES[device]
         for num_rois in NUM_ROIS[device]
         for ratio in SAMPLING
@@ -271,65 +240,50 @@ def run(device: str, repeats: int, threads: int) -> dict:
     return sections
 
 
-def varied(variants: dict[str, dict]) -> list[Conv]:
-    return [
-        replace(case, name=f"{case.name}, {title}", **change)
-        for title, change in variants.items()
-        for case in CONVS
-    ]
+def varied(setting: str, value: int) -> list[Conv]:
+    title = f"{setting} {value}" + (f"×{value}" if setting == "kernel" else "")
+    return [c._replace(name=f"{c.name}, {title}", **{setting: value}) for c in CONVS]
 
 
-def measure_conv(case: Conv, repeats: int, dtype=torch.float32, device: str = "cpu") -> dict:
-    functions, exact = conv_functions(case, dtype, device)
-    if device == "cuda" and case.batch > 1:
-        exact = {}  # the definition writes out all samples, in float64
-    row = dict(case=case.name, shape=case.shape, dtype=name_of(dtype), repeats=repeats)
-    return row | {"results": compare(row, functions, exact, device)}
-
-
-def measure_pool(ratio: int, num_rois: int, repeats: int, dtype, device: str) -> dict:
-    functions, exact = pool_functions(ratio, num_rois, dtype, device)
-    shape = f"{num_rois} RoIs on {'×'.join(map(str, POOL_MAP))}"
-    row = dict(case=SAMPLING[ratio], shape=shape, dtype=name_of(dtype), repeats=repeats)
-    return row | {"results": compare(row, functions, exact, device)}
+def shape_of(case: Conv | Pool) -> str:
+    shape = "×".join(map(str, case.size))
+    return shape if isinstance(case, Conv) else f"{case.num_rois} RoIs on {shape}"
 
 
 def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def compare(
-    row: dict, functions: dict[str, Function], exact: dict[str, Function], device: str
-) -> dict[str, dict]:
-    """Figures of every implementation; in place of those of what fails there is its error.
-
-    `exact` are the float64 definitions of those that have one.
-    """
-    print(f"{row['dtype']}, {row['shape']}, {row['case']}", flush=True)
-    results = {}
-    if device == "cuda":
-        functions = {n: f for n, f in functions.items() if n not in ("mmcv", "reference")}
-        results = {name: function.least_work() for name, function in functions.items()}
-        if row["dtype"] == "bfloat16":  # which torchvision's CUDA kernels do not have
+def compare(case: Conv | Pool, repeats: int, dtype=torch.float32, device: str = "cpu") -> dict:
+    """Figures of every implementation; in place of those of what fails there is its error."""
+    row = dict(case=case.name, shape=shape_of(case), dtype=name_of(dtype), repeats=repeats)
+    print(f"{row['dtype']}, {row['shape']}, {case.name}", flush=True)
+    gpu = device == "cuda"
+    build = conv_functions if isinstance(case, Conv) else pool_functions
+    skipped = ("mmcv", "reference") if gpu else ("mmcv",) if MMCV is None else ()
+    functions = {n: f for n, f in build(case, dtype, device).items() if n not in skipped}
+    results = {name: {} for name in functions}
+    if gpu:
+        if dtype == torch.bfloat16:  # which torchvision's CUDA kernels do not have
             functions["torchvision"] = functions["torchvision"].to(torch.float32)
-            results["torchvision"] = functions["torchvision"].least_work() | {"dtype": "float32"}
-    elif MMCV is None:
-        del functions["mmcv"]
-    clock = measure.gpu_clock if device == "cuda" else measure.host_clock
-    expected = {function: measure.attempt(function.both) for function in set(exact.values())}
+            results["torchvision"]["dtype"] = "float32"
+        results = {name: functions[name].least_work() | more for name, more in results.items()}
+    # At larger batches the definition, which writes out all samples, does not fit a GPU in float64.
+    exact = {f.exact for f in functions.values() if not gpu or case.batch == 1} - {None}
+    expected = {function: measure.attempt(function.both) for function in exact}
+    clock = measure.gpu_clock if gpu else measure.host_clock
     for kind in ("forward", "both"):
         calls = {name: getattr(function, kind) for name, function in functions.items()}
-        for name, figures in measure.side_by_side(calls, row["repeats"], device, clock).items():
-            results.setdefault(name, {}).update({f"{kind}_{k}": v for k, v in figures.items()})
+        for name, figures in measure.side_by_side(calls, repeats, device, clock).items():
+            results[name] |= {f"{kind}_{key}": value for key, value in figures.items()}
     for name, values in results.items():
-        if name in exact and "both_ms" in values:
-            wanted, error = expected[exact[name]]
-            values["difference"] = error or measure.largest_difference(
-                functions[name].both(), wanted
-            )
+        function = functions[name]
+        if function.exact in expected and "both_ms" in values:
+            wanted, error = expected[function.exact]
+            values["difference"] = error or measure.largest_difference(function.both(), wanted)
         shown = [values.get(f"{k}_ms", values.get(f"{k}_error")) for k in ("forward", "both")]
         print(f"  {name:24} {shown[0]} / {shown[1]} ms", flush=True)
-    return results
+    return row | {"results": results}
 
 
 def measure_rates(repeats: int) -> dict:
@@ -351,7 +305,7 @@ def measure_rates(repeats: int) -> dict:
 
 def measure_memory() -> list[dict]:
     """On a large image, and what the formats and types cost that the kernels do not work in."""
-    functions, _ = conv_functions(LARGE)
+    functions = conv_functions(LARGE)
     own = functions["dcn"]
     functions = {
         "F.conv2d, channels-last": functions["F.conv2d (NHWC)"],
@@ -363,7 +317,7 @@ def measure_memory() -> list[dict]:
     return [
         {
             "implementation": name,
-            "shape": LARGE.shape,
+            "shape": shape_of(LARGE),
             "image_mb": function.tensors["input"].nbytes / 1e6,
             "forward_mb": measure.peak_extra_memory(function.forward, "cpu"),
             "both_mb": measure.peak_extra_memory(function.both, "cpu"),
@@ -374,21 +328,19 @@ def measure_memory() -> list[dict]:
 
 def measure_threads(threads: int, repeats: int) -> list[dict]:
     """One thread beside `threads`, of dcn alone, in turns."""
-    cases = {f"deform_conv2d, {case.name}": conv_functions(case)[0]["dcn"] for case in CONVS}
-    cases["deform_roi_pool"] = pool_functions(2, NUM_ROIS["cpu"][0])[0]["dcn"]
+    cases = {f"deform_conv2d, {case.name}": conv_functions(case)["dcn"] for case in CONVS}
+    cases["deform_roi_pool"] = pool_functions(Pool("", POOL_MAP, 2, NUM_ROIS["cpu"][0]))["dcn"]
 
     def on(count: int, call: Callable) -> tuple:
         torch.set_num_threads(count)
         return call()
 
-    rows = []
-    for name, function in cases.items():
-        print(f"threads: {name}", flush=True)
-        row = {"case": name}
+    rows = [{"case": name} for name in cases]
+    for row, function in zip(rows, cases.values(), strict=True):
+        print(f"threads: {row['case']}", flush=True)
         for kind in ("forward", "both"):
             call = getattr(function, kind)
             calls = {"one": partial(on, 1, call), "many": partial(on, threads, call)}
             for count, figures in measure.side_by_side(calls, repeats, "cpu").items():
                 row[f"{kind}_ms_{count}"] = figures["ms"]
-        rows.append(row)
     return rows
