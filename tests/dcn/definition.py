@@ -15,13 +15,14 @@ every_dtype = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, tor
 def eighths(shape, gen, reach=4.0, special=True):
     """Multiples of 1/8, so that positions are exact in every dtype and on the same side of a pixel.
 
-    Some of them are whole, some not finite, some absurd.
+    Some of them are whole, some not finite, some absurd. These are powers of two, so that an absurd
+    RoI's samples are exact as well: of 1e30 float64 has one at 0 which float32 rounds to 1e22.
     """
     values = (torch.randn(shape, generator=gen).double() * reach * 8).round() / 8
     if special and values.numel():
         count = max(1, values.numel() // 16)
         where = torch.randint(0, values.numel(), (count,), generator=gen)
-        what = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, -1e30]).double()
+        what = torch.tensor([torch.nan, torch.inf, -torch.inf, 2.0**100, -(2.0**100)]).double()
         values.view(-1)[where] = what[torch.randint(0, 5, (count,), generator=gen)]
     return values
 
