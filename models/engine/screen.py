@@ -68,11 +68,12 @@ class SummaryHook(Hook):
         device = next(model.parameters()).device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         processes = f", {runner.world_size} processes" if runner.world_size > 1 else ""
+        threads = torch.get_num_threads()
         parameters = sum(p.numel() for p in model.parameters())
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         lines = [
             f"config: {os.path.relpath(runner.cfg.filename)}" if runner.cfg.filename else None,
-            f"device: {name}, {torch.get_num_threads()} threads{processes}",
+            f"device: {name}, {threads} thread{'s' * (threads > 1)}{processes}",
             f"model: {type(model).__name__}, {parameters / 1e6:.1f} M parameters, "
             f"{trained / 1e6:.1f} M of them trained",
             f"length: {length}" if length else None,

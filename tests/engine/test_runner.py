@@ -12,7 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dcndet.models.engine import CheckpointError, NonFiniteError, Runner, find_resumable
+from dcndet.models.engine import (
+    CheckpointError,
+    EngineError,
+    NonFiniteError,
+    Runner,
+    find_resumable,
+)
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.fileio import LocalBackend
@@ -286,6 +292,25 @@ def test_a_non_finite_iteration_can_be_skipped(fault, tmp_path, capfd):
     assert "skipped, 1 of at most 1" in printed
 
 
+class Normed(Toy):
+    """Its fifth batch is not finite, and neither are then the statistics of its BatchNorm."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+
+    def forward(self, inputs, data_samples, mode):
+        if self.calls == 4:
+            inputs = [x * float("nan") for x in inputs]
+        return super().forward(inputs, data_samples, mode)
+
+
+def test_a_skipped_iteration_leaves_no_trace_in_buffers(tmp_path):
+    _, runner = train(tmp_path, model=Normed(), cfg=Config({"skip_non_finite": 1}))
+    assert all(value.isfinite().all() for value in runner.model.state_dict().values())
+    assert runner.model.backbone[1].num_batches_tracked == 8  # of nine iterations
+
+
 def test_more_than_the_skips_that_were_asked_for_stop_the_run(tmp_path):
     class Twice(Toy):
         def forward(self, *args, **kwargs):
@@ -294,6 +319,22 @@ def test_more_than_the_skips_that_were_asked_for_stop_the_run(tmp_path):
 
     with pytest.raises(NonFiniteError, match=r"iteration 3.*training stops, 1 were skipped"):
         train(tmp_path, model=Twice(fault="loss"), cfg=Config({"skip_non_finite": 1}))
+
+
+def test_heads_of_another_number_of_classes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Images, "metainfo", {"classes": ("cat", "dog")}, raising=False)
+    model = Toy()
+    model.head.num_classes = 2
+    model.rpn_head = nn.Linear(1, 1)
+    model.rpn_head.num_classes = 1  # object or not, whatever the classes are
+    model.rpn_head.requires_grad_(False)
+    train(tmp_path, model=model, epochs=1)
+    model.head.num_classes = 3
+    with pytest.raises(EngineError) as error:
+        train(tmp_path, model=model)
+    assert str(error.value) == (
+        "model.head.num_classes is 3, but the training data has 2 classes (cat, dog): set it to 2"
+    )
 
 
 def test_channels_last_has_a_switch(tmp_path):
