@@ -27,30 +27,18 @@ def main():
         "it goes on where it stopped; what is finished is not run again."
     )
     parser.add_argument("study", help="path of the study, for example configs/studies/bccd.py")
-    parser.add_argument(
-        "--work-dir", type=Path, help="of runs and report (default: work_dirs/studies/NAME)"
-    )
+    add = parser.add_argument
+    add("--work-dir", type=Path, help="of runs and report (default: work_dirs/studies/NAME)")
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument(
-        "--dry-run", action="store_true", help="list the runs and estimate the time, run nothing"
-    )
-    mode.add_argument(
-        "--report", action="store_true", help="report on what has finished, run nothing"
-    )
-    parser.add_argument(
-        "--jobs", type=int, help="runs at a time (default: what the GPUs allow; on a cluster all)"
-    )
-    parser.add_argument(
-        "--gpus-per-run",
-        type=int,
-        default=1,
-        metavar="N",
-        help="train each run on N GPUs (without a GPU: in N processes), with N times the batch",
-    )
-    parser.add_argument(
-        "--cluster", metavar="NAME", help="submit the runs through submitit: slurm, local"
-    )
-    parser.add_argument(
+    text = "list the runs and estimate the time, run nothing"
+    mode.add_argument("--dry-run", action="store_true", help=text)
+    text = "report on what has finished, run nothing"
+    mode.add_argument("--report", action="store_true", help=text)
+    add("--jobs", type=int, help="runs at a time (default: what the GPUs allow; on a cluster all)")
+    text = "train each run on N GPUs (without a GPU: in N processes), with N times the batch"
+    add("--gpus-per-run", type=int, default=1, metavar="N", help=text)
+    add("--cluster", metavar="NAME", help="submit the runs through submitit: slurm, local")
+    add(
         "--cluster-options",
         nargs="+",
         action=DictAction,

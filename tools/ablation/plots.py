@@ -70,30 +70,21 @@ def _by_layers(results: Results, finished: set[str]) -> Plot:
     lines = [rest for i, rest in enumerate(lines) if rest not in lines[:i]]
     figure, axes = _figure(3.4)
     for i, line in enumerate(lines):
-        part = results.cells.loc[
-            [
-                name
-                for name in sorted(others, key=counts.get)
-                if others[name] == line
-                or (not counts[name] and others[name].items() <= line.items())
-            ]
+        names = [
+            name
+            for name in sorted(others, key=counts.get)
+            if others[name] == line or (not counts[name] and others[name].items() <= line.items())
         ]
+        label = ", ".join(v if isinstance(v, str) else f"{k} {v}" for k, v in line.items())
         # Side by side, not one over the other.
-        places = [counts[name] + (counts[name] and 0.15 * (i - 0.5)) for name in part.index]
-        colour = PALETTE[i % len(PALETTE)]
-        dots = [
-            (x, ap)
-            for x, name in zip(places, part.index, strict=True)
-            for ap in _seeds(results, name)
-        ]
-        axes.plot(*zip(*dots, strict=True) if dots else ((), ()), ".", color=colour, alpha=0.4)
-        axes.errorbar(
-            *(places, part["AP"], part["AP std"]),
-            **dict(color=colour, marker="osD^vP"[i % 6], markersize=5, capsize=3),
-            linestyle="-" if len(part) > 2 else "none",  # two points are no trend
-            label=", ".join(v if isinstance(v, str) else f"{k} {v}" for k, v in line.items())
-            or "deformable",
-        )
+        places = [counts[name] + (counts[name] and 0.15 * (i - 0.5)) for name in names]
+        style = dict(color=PALETTE[i % 6], marker="osD^vP"[i % 6], markersize=5, capsize=3)
+        style["linestyle"] = "-" if len(names) > 2 else "none"  # two points are no trend
+        part = results.cells.loc[names]
+        axes.errorbar(places, part["AP"], part["AP std"], label=label or "deformable", **style)
+        for place, name in zip(places, names, strict=True):
+            seeds = _seeds(results, name)
+            axes.plot([place] * len(seeds), seeds, ".", color=style["color"], alpha=0.4)
     axes.set_xticks(sorted(set(counts.values())))
     axes.set_xlabel("deformable layers")
     axes.set_ylabel("AP (mean ± std, dots: seeds)")
@@ -123,11 +114,9 @@ def _seeds(results: Results, cell: str) -> list[float]:
 
 def _curves(name: str, title: str, x: str, curves: dict[str, pd.Series], baseline: str) -> Plot:
     figure, axes = _figure(3.2)
-    styles = [dict(color=colour, linestyle=dash) for dash in DASHES for colour in PALETTE]
-    for i, (cell, values) in enumerate(
-        sorted(curves.items(), key=lambda each: each[0] != baseline)
-    ):
-        style = BASELINE if cell == baseline else styles[(i - 1) % len(styles)]
+    styles = [dict(color=c, linestyle=dash) for dash in DASHES for c in PALETTE] * len(curves)
+    for cell, values in curves.items():
+        style = BASELINE if cell == baseline else styles.pop(0)
         marker = "o" if len(values) < 12 else ""
         axes.plot(values, label=_short(cell), marker=marker, markersize=4, **style)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

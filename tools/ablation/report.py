@@ -12,7 +12,7 @@ from .plots import make_plots
 from .results import Log, read_log, write_text
 from .running import LOG
 from .study import StudyError
-from .table import Results, as_text, costs_as_text, markdown_text, to_markdown
+from .table import Results, as_text, costs_as_text, formatted, markdown_text, to_markdown
 
 OFFSETS = (
     "What every deformable layer did at the end of training, mean over seeds: the length of its "
@@ -34,12 +34,11 @@ def write_report(results: Results, folder: Path, command: str, machine: dict[str
     Detections that are not there yet are made (see `pictures.detections`), which takes an
     evaluation for each cell that is shown.
 
+    Returns the path of the page.
+
     Args:
         command: that the study is run with.
         machine: what to say of the machine, shown as it is.
-
-    Returns:
-        The path of the page.
 
     Raises:
         StudyError: no run has finished.
@@ -59,27 +58,21 @@ def write_report(results: Results, folder: Path, command: str, machine: dict[str
     for plot in plots:
         (folder / "plots" / f"{plot.name}.png").write_bytes(plot.png)
     layers = {name: found for name, of_cell in logs.items() if len(found := _layers(of_cell))}
-    content = dict(
-        study=results.study,
-        lead=_lead(results),
-        facts=_facts(results, command, machine),
-        reading=READING.format(results.study.baseline.name),
-        table=as_text(results.cells),
-        costs=costs_as_text(results.cells, results.study.baseline.name),
-        clear=(results.cells["low"] > 0) * 1 - (results.cells["high"] < 0),
-        plots=plots,
-        layers=layers,
-        offsets=OFFSETS,
-        failed=failed,
-        waiting=[run for run, record in results.ended if record is None],
-    )
+    content = dict(study=results.study, lead=_lead(results), table=as_text(results.cells))
+    content |= dict(facts=_facts(results, command, machine), plots=plots, layers=layers)
+    content |= dict(reading=READING.format(results.study.baseline.name), offsets=OFFSETS)
+    content["failed"] = failed
     write_text(folder / "report.md", _markdown(**content))
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
     environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     slides, problems = make_pictures(results)
     page = environment.get_template("report.html").render(
-        content, slides=slides, problems=problems, score=SCORE, log=LOG
+        content,
+        costs=costs_as_text(results.cells, results.study.baseline.name),
+        clear=(results.cells["low"] > 0) * 1 - (results.cells["high"] < 0),
+        waiting=[run for run, record in results.ended if record is None],
+        **dict(slides=slides, problems=problems, score=SCORE, log=LOG),
     )
     write_text(folder / "report.html", page)
     return folder / "report.html"
@@ -124,21 +117,19 @@ def _lead(results: Results) -> str:
 def _layers(logs: list[Log]) -> pd.DataFrame:
     """The last figures that each deformable layer logged, mean over the runs."""
     last = pd.DataFrame([{k: v for line in log.offsets for k, v in line.items()} for log in logs])
-    figures: dict[str, dict[str, float]] = {}
-    for key, value in last.mean().items():
-        if key.startswith("offsets/"):
-            layer, figure = key.removeprefix("offsets/").rsplit("/", 1)
-            figures.setdefault(layer, {})[figure] = value
-    lines = {
-        layer: {
-            "mean |Δp|": f"{of['mean']:.2f}",
-            "95th percentile": f"{of['p95']:.2f}",
-            "outside": f"{of['outside']:.1%}",
-            "mask Δm": f"{of['mask_mean']:.2f} ± {of['mask_std']:.2f}" if "mask_mean" in of else "",
-        }
-        for layer, of in figures.items()
+    lines: dict[str, dict[str, float]] = {}
+    for key, value in last.mean().filter(like="offsets/").items():
+        layer, figure = key.removeprefix("offsets/").rsplit("/", 1)
+        lines.setdefault(layer, {})[figure] = value
+    figures = pd.DataFrame(lines, ["mean", "p95", "outside", "mask_mean", "mask_std"]).T
+    columns = {
+        "mean |Δp|": formatted(figures["mean"], "{:.2f}"),
+        "95th percentile": formatted(figures["p95"], "{:.2f}"),
+        "outside": formatted(figures["outside"], "{:.1%}"),
+        "mask Δm": formatted(figures["mask_mean"], "{:.2f}")
+        + formatted(figures["mask_std"], " ± {:.2f}"),
     }
-    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("layer")
+    return pd.DataFrame(columns).rename_axis("layer")
 
 
 def _markdown(study, lead, facts, reading, table, plots, layers, offsets, failed, **_) -> str:

@@ -29,13 +29,12 @@ LOG = "train.log"  # what tools/train.py printed
 def execute(run: Run, environment: dict[str, str] | None = None, gpus: int = 1) -> Record:
     """Train one cell with one seed, or go on with what an interrupted attempt left.
 
+    Returns its record, which is also written. A failed run has a record too, and the next call
+    tries it again.
+
     Args:
         environment: variables for the process, beside those of this one.
         gpus: how many to train on, each with a process of its own.
-
-    Returns:
-        Its record, which is also written. A failed run has a record too, and the next call tries
-        it again.
 
     Raises:
         StudyError: the folder holds a run of another config, or a process is training in it.
@@ -87,15 +86,14 @@ def _train(run: Run, environment: dict[str, str], gpus: int, lock: int) -> Recor
     last = next((line for line in lines[::-1] if line.startswith("error: ")), *lines[-1:] or [""])
     if process.returncode == -signal.SIGINT or "got signal: 2" in last:
         raise StudyError(f"{run.name} was stopped")
+    if process.returncode < 0:
+        last = f"killed by signal {-process.returncode}; last line: {last}"
+    record = Record(finished=False, error=last or f"exit status {process.returncode}")
     if process.returncode == 0:
         try:
             record = collect(run)
         except StudyError as error:
-            record = Record(finished=False, error=str(error))
-    else:
-        if process.returncode < 0:
-            last = f"killed by signal {-process.returncode}; last line: {last}"
-        record = Record(finished=False, error=last or f"exit status {process.returncode}")
+            record.error = str(error)
     if not resumed:
         record.seconds = time.monotonic() - start
     if record.memory is None and gpus == 1:  # torchrun's own memory says nothing
@@ -112,9 +110,8 @@ def _wait(process: subprocess.Popen) -> float | None:
     peak, interval = None, 0.01  # of the shortest process as well
     status = Path(f"/proc/{process.pid}/status")
     while True:
-        with suppress(OSError):  # not Linux, or just gone
-            if found := re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE):
-                peak = int(found[1]) / 1024
+        with suppress(OSError, TypeError):  # not Linux, or just gone
+            peak = int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) / 1024
         with suppress(subprocess.TimeoutExpired):
             process.wait(interval)
             return peak
@@ -130,10 +127,8 @@ def local_jobs(asked: int | None, gpus: int) -> int:
     count = torch.cuda.device_count()
     jobs = asked or max(1, count // gpus)
     if count and jobs * gpus > count:
-        raise StudyError(
-            f"--jobs {jobs} with --gpus-per-run {gpus} takes {jobs * gpus} GPUs, and {count} are "
-            "visible"
-        )
+        need = f"--jobs {jobs} with --gpus-per-run {gpus} takes {jobs * gpus} GPUs"
+        raise StudyError(f"{need}, and {count} are visible")
     return jobs
 
 

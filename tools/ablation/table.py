@@ -41,14 +41,10 @@ class Results:
 
 
 def make_results(
-    study: Study,
-    ended: list[tuple[Run, Record | None]],
-    complexity: dict[str, dict[str, float]],
+    study: Study, ended: list[tuple[Run, Record | None]], complexity: dict[str, dict[str, float]]
 ) -> Results:
-    """
-    Args:
-        ended: every run of the study with its record, None where it has none yet.
-        complexity: `parameters` and `gflops` by the name of the cell, as far as known.
+    """Of runs with their records, None where there is none yet, and `parameters` and `gflops` by
+    the name of the cell, as far as known.
     """
     axes = list(dict.fromkeys(axis for cell in study.cells for axis in cell.settings))
     lines = []
@@ -91,35 +87,37 @@ def as_text(cells: pd.DataFrame) -> pd.DataFrame:
     """The table of `cells` to read; what is not known is empty."""
 
     def spread(metric: str) -> pd.Series:
-        std = _format(cells[f"{metric} std"], " ± {:.3f}")
-        return _format(cells[metric], "{:.3f}") + std
+        std = formatted(cells[f"{metric} std"], " ± {:.3f}")
+        return formatted(cells[metric], "{:.3f}") + std
 
-    failed = _format(cells["failed"].where(cells["failed"] > 0), " ({:.0f} failed)")
-    low, high = _format(cells["low"], "{:+.3f} to "), _format(cells["high"], "{:+.3f}")
-    columns = {
-        "seeds": cells["finished"].astype(str) + failed,
-        "AP": spread("AP"),
-        "difference": _format(cells["difference"], "{:+.3f}"),
+    low, high = formatted(cells["low"], "{:+.3f} to "), formatted(cells["high"], "{:+.3f}")
+    failed = formatted(cells["failed"].where(cells["failed"] > 0), " ({:.0f} failed)")
+    columns = {"seeds": cells["finished"].astype(str) + failed, "AP": spread("AP")}
+    columns |= {
+        "difference": formatted(cells["difference"], "{:+.3f}"),
         "95 % interval": low + high,
-        "AP50": spread("AP50"),
-        "AP75": spread("AP75"),
-        "params (M)": _format(cells["parameters"] / 1e6, "{:.2f}"),
-        "GFLOPs": _format(cells["gflops"], "{:.2f}"),
-        "s / iteration": _format(cells["seconds_per_iteration"], "{:#.3g}"),
-        "memory (MB)": _format(cells["memory_mb"], "{:.0f}"),
     }
+    columns |= {metric: spread(metric) for metric in METRICS if metric != "AP"}
+    for title, values, form in (
+        ("params (M)", cells["parameters"] / 1e6, "{:.2f}"),
+        ("GFLOPs", cells["gflops"], "{:.2f}"),
+        ("s / iteration", cells["seconds_per_iteration"], "{:#.3g}"),
+        ("memory (MB)", cells["memory_mb"], "{:.0f}"),
+    ):
+        columns[title] = formatted(values, form)
     return pd.DataFrame(columns)
 
 
 def costs_as_text(cells: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """Gain and cost of `cells`, the costs relative to those of the baseline."""
-    columns = {"AP difference": _format(cells["difference"], "{:+.3f}")}
+    columns = {"AP difference": formatted(cells["difference"], "{:+.3f}")}
     for title, cost in zip(("time", "memory", "params", "GFLOPs"), COSTS, strict=True):
-        columns[f"× {title}"] = _format(cells[cost] / cells.loc[baseline, cost], "{:.2f}")
+        columns[f"× {title}"] = formatted(cells[cost] / cells.loc[baseline, cost], "{:.2f}")
     return pd.DataFrame(columns)
 
 
-def _format(values: pd.Series, form: str) -> pd.Series:
+def formatted(values: pd.Series, form: str) -> pd.Series:
+    """As text; what is not known is empty."""
     return values.map(lambda value: "" if pd.isna(value) else form.format(value))
 
 
