@@ -4,6 +4,7 @@ import json
 import os
 import runpy
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -116,6 +117,51 @@ def test_amp_on_the_cpu(tmp_path):
     options = ["--cfg-options", "train_cfg.max_epochs=1"]
     assert run("train.py", CONFIG, "--work-dir", tmp_path, "--amp", *options) is None
     assert all(0 < loss < 10 for loss in losses(tmp_path))
+
+
+def test_test_on_other_data_in_mixed_precision_beside_the_checkpoint(
+    trained, dataset, tmp_path, capfd
+):
+    folder = tmp_path / "mine"
+    shutil.copytree(dataset, folder / "images")
+    content = json.loads((folder / "images" / "annotations.json").read_text())
+    content["images"], content["annotations"] = content["images"][:2], content["annotations"][:2]
+    (folder / "annotations").mkdir()
+    (folder / "annotations" / "val.json").write_text(json.dumps(content))
+    checkpoint = tmp_path / "run" / "epoch_2.pth"
+    checkpoint.parent.mkdir()
+    shutil.copy(trained / "epoch_2.pth", checkpoint)
+    options = ["--cfg-options", "model.test_cfg.rcnn.score_thr=0.0"]
+    found = []
+    for flags in (["--amp", "bf16"], []):
+        out = tmp_path / f"{len(flags)}.json"
+        command = ["test.py", CONFIG, checkpoint, "--data", folder, "--out", out, *flags, *options]
+        assert run(*command) is None
+        assert "tests on 2 images" in capfd.readouterr().out
+        found.append(json.loads(out.read_text()))
+        assert {detection["image_id"] for detection in found[-1]} == {0, 1}
+    half, exact = ([detection["score"] for detection in each] for each in found)
+    assert half != exact
+    assert max(half) == pytest.approx(max(exact), abs=0.02)
+    assert len(list((checkpoint.parent / "test").glob("*/*.log"))) == 2
+
+
+def test_ctrl_c_is_one_line_and_ends_by_the_signal(tmp_path):
+    command = [sys.executable, ROOT / "tools" / "train.py", CONFIG, "--work-dir", tmp_path]
+    options = ["--cfg-options", "train_cfg.max_epochs=1000"]
+    with subprocess.Popen(
+        [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout:
+            if "Epoch(train)  [2]" in line.replace("    ", "  "):
+                break
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+    assert process.returncode == -signal.SIGINT
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1] == (
+        f"stopped; --resume goes on from the newest checkpoint in {tmp_path}"
+    )
 
 
 def test_auto_scale_lr(tmp_path):
