@@ -81,8 +81,10 @@ def _read(source, load):
         elif isinstance(error, OSError):  # the disk or, as a URLError, the network
             reason = str(error)
         else:
-            detail = (str(error).splitlines() or [""])[0]
-            reason = f"truncated or not a checkpoint ({type(error).__name__}: {detail})"
+            reason = "truncated or not a checkpoint"
+            if not isinstance(error, pickle.UnpicklingError):  # torch's advises the unsafe way
+                detail = (str(error).splitlines() or [""])[0]
+                reason += f" ({type(error).__name__}: {detail})"
         raise CheckpointError(f"cannot load {source}: {reason}") from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(
@@ -207,7 +209,9 @@ def load_weights(model, checkpoint, source, strict):
         found = "; ".join(
             f"{len(keys)} keys {what}: {_few(keys)}" for what, keys in differences.items() if keys
         )
-        raise CheckpointError(f"{source} does not fit the model: {found or error}") from error
+        saved = sorted(Path(source).expanduser().parent.glob("*.py"))
+        hint = f"; a config lies beside it: {saved[0]}" if len(saved) == 1 else ""
+        raise CheckpointError(f"{source} does not fit the model: {found or error}{hint}") from error
 
 
 def _load_what_fits(model, state, own, given, source):

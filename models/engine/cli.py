@@ -6,10 +6,10 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
 from .errors import CheckpointError, EngineError
-from .options import merge_options
+from .options import merge_options, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,9 +51,7 @@ def load_config(args):
     Raises:
         EngineError: there is no such file, or an option that nothing would read.
     """
-    if not Path(args.config).is_file():
-        raise EngineError(f"config not found: {args.config}")
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     merge_options(cfg, args.cfg_options or {})
     cfg.launcher = args.launcher
     if args.work_dir is not None:

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import mmdet.registry
@@ -66,6 +67,20 @@ BESIDE_TYPE: dict[str, list[str]] = {
     "norm_cfg": ["requires_grad"],
 }
 ANYWHERE = ("type", "_delete_", "_scope_")
+
+
+def read_config(path: str | Path) -> Config:
+    """The config in a file.
+
+    Raises:
+        EngineError: there is no such file, or it or one of its bases cannot be read.
+    """
+    if not Path(path).is_file():
+        raise EngineError(f"config not found: {path}")
+    try:
+        return Config.fromfile(path)
+    except OSError as error:  # also mmengine's for a file that is not Python
+        raise EngineError(f"cannot read config {path}: {error}") from error
 
 
 def check_options(

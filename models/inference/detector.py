@@ -22,6 +22,7 @@ from torch import Tensor
 from ..engine.checkpoint import load_weights
 from ..engine.errors import EngineError
 from ..engine.optim import amp_dtype, mixed_precision
+from ..engine.options import read_config
 from ..visualization import draw_boxes
 
 Picture = str | Path | np.ndarray | Image.Image
@@ -101,9 +102,7 @@ class Detector:
     ) -> None:
         self._amp = None if amp is None else amp_dtype(amp)
         if not isinstance(config, Config):
-            if not Path(config).is_file():
-                raise EngineError(f"config not found: {config}")
-            config = Config.fromfile(config)
+            config = read_config(config)
         init_default_scope(config.get("default_scope", "mmdet"))
         weights = CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu")
         model = revert_sync_batchnorm(MODELS.build(config.model))

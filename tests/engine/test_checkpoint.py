@@ -130,6 +130,19 @@ def test_strict_loading_names_what_differs():
     )
 
 
+def test_the_config_beside_weights_that_do_not_fit_is_named(tmp_path):
+    (tmp_path / "run.py").touch()
+    with pytest.raises(CheckpointError, match=r"a config lies beside it: .*run\.py"):
+        load_weights(nn.Linear(1, 1), {}, str(tmp_path / "a.pth"), strict=True)
+
+
+def test_a_text_file_gives_no_advice_to_load_it_unsafely(tmp_path):
+    path = tmp_path / "notes.pth"
+    path.write_text("# Notes\n")
+    with pytest.raises(CheckpointError, match=r"truncated or not a checkpoint$"):
+        load(path)
+
+
 def test_lenient_loading_takes_what_fits_and_says_how_much(monkeypatch):
     said = []
     monkeypatch.setattr(checkpoint_module, "say", lambda logger, line: said.append(line))

@@ -1,6 +1,7 @@
 import dcndet.data
 import pytest
 from dcndet.models.engine import EngineError, check_options, merge_options
+from dcndet.models.engine.options import read_config
 from mmengine.config import Config
 
 assert dcndet.data  # registers the dataset
@@ -74,3 +75,12 @@ def test_a_dict_goes_where_none_was():
     assert config.model.backbone == dict(
         type="DeformResNet", depth=50, deform=dict(layers=9, modulated=False)
     )
+
+
+def test_a_config_that_cannot_be_read_is_named(tmp_path):
+    for name, message in (("none.py", "config not found"), ("notes.md", "cannot read config")):
+        path = tmp_path / name
+        if name == "notes.md":
+            path.write_text("# Notes\n")
+        with pytest.raises(EngineError, match=f"{message}.*{name}"):
+            read_config(path)
