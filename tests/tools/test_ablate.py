@@ -3,10 +3,12 @@
 import csv
 import fcntl
 import json
+import re
 import runpy
 import statistics
 import sys
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from mmengine.config import Config
 from scipy import stats
 
 from tools.ablation import running
-from tools.ablation.results import read_log
+from tools.ablation.results import Record, read_log
 from tools.ablation.study import Study, StudyError
 from tools.ablation.table import as_text, make_results
 from tools.ablation.workspace import Workspace
@@ -200,16 +202,21 @@ def test_files_that_are_no_study(tmp_path):
             Study.read(tmp_path / name)
 
 
-def test_settings_that_a_config_leaves_out(tmp_path):
+def test_keys_that_the_base_leaves_out_and_their_names(tmp_path):
     base = str(DIGITS.with_name("faster-rcnn_r18_fpn_mdconv_mdpool_mimic_digits.py"))
     axes = {
-        "model.backbone.deform.deform_groups": [1, 2],
-        "model.mimic.loss_mimic.reduction": ["mean"],
+        "stages": [[False, False, True, True]],
+        "model.mimic.loss_mimic.loss_weight": [0.1],
+        "model.mimic.loss_cls.loss_weight": [0.2],
+        "model.roi_head.bbox_roi_extractor.deform.shared_fc": [False],
     }
     study = Study.read(write(tmp_path, base=base, axes=axes))
-    config = study.runs(tmp_path)[1].content
-    assert config.model.backbone.deform.deform_groups == 2
-    assert config.model.mimic.loss_mimic.reduction == "mean"
+    name = "stages=[False, False, True, True], loss_mimic.loss_weight=0.1, "
+    assert study.cells[0].name == name + "loss_cls.loss_weight=0.2, shared_fc=False"
+    model = study.runs(tmp_path)[0].content.model
+    assert model.backbone.deform == dict(layers=None, stages=[False, False, True, True])
+    assert model.mimic.loss_cls.loss_weight == 0.2
+    assert model.roi_head.bbox_roi_extractor.deform.shared_fc is False
 
 
 # Runs
@@ -361,6 +368,65 @@ def test_jobs_share_what_there_is(monkeypatch):
         running.local_jobs(None, 8)
 
 
+def test_a_run_of_several_gpus(fake, monkeypatch):
+    stub = fake.parent / "python"
+    stub.write_text('#!/bin/sh\necho "error: $*"\necho "torchrun says more"\nexit 1\n')
+    stub.chmod(0o755)
+    run = Study.read(write(fake.parent)).runs(fake)[0]
+    monkeypatch.setattr(sys, "executable", str(stub))
+    error = running.execute(run, gpus=2).error
+    assert error.startswith("error: -m torch.distributed.run --standalone --nproc-per-node=2 ")
+    assert error.endswith(f"train.py {run.config} --work-dir {run.folder} --launcher pytorch")
+    workspace = Workspace(Study.read(fake.parent / "study.py"), fake)
+    workspace.claim(2)
+    Workspace(workspace.study, fake).claim(2)
+    with pytest.raises(StudyError, match="holds runs with --gpus-per-run 2, which 1 cannot be"):
+        Workspace(workspace.study, fake).claim()
+
+
+@pytest.mark.slow
+def test_two_processes_without_a_gpu(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(dataset)
+    base = str(ROOT / "tests/tools/tiny.py")
+    study = write(tmp_path, base=base, seeds=[0], axes={"model.backbone.type": ["ResNet"]})
+    assert ablate(study, "--work-dir", tmp_path / "work", "--gpus-per-run", "2") is None
+    lines = list(csv.DictReader((tmp_path / "work" / "results.csv").open()))
+    assert [line["state"] for line in lines] == ["finished"]
+
+
+def test_a_job_of_an_earlier_call_is_waited_for(fake, monkeypatch):
+    submitit = pytest.importorskip("submitit")
+    done, submitted = [], []
+
+    class Job:
+        def __init__(self, folder, job_id):
+            self.job_id = job_id
+
+        def done(self, force_check=False):
+            return bool(done) and not force_check
+
+        def result(self):
+            return Record(finished=True)
+
+    class Executor(submitit.AutoExecutor):
+        def submit(self, function, run, gpus):
+            submitted.append(run)
+            return Job(None, "7")
+
+    monkeypatch.setattr(submitit, "SlurmJob", Job)
+    monkeypatch.setattr(submitit, "AutoExecutor", lambda folder, cluster: Executor(folder, "local"))
+    monkeypatch.setenv("PYTHONPATH", "")
+    run = Study.read(write(fake.parent)).runs(fake)[0]
+    stopped = Event()
+    stopped.set()  # by Ctrl-C
+    train = running.cluster("slurm", fake / "jobs", {}, stopped)
+    with pytest.raises(StudyError, match="seed 0 goes on as job 7"):
+        train(run, {}, 1)
+    done.append(True)
+    assert train(run, {}, 1).finished
+    assert submitted == [run]
+
+
 # Results
 
 
@@ -449,6 +515,6 @@ def test_real_runs_on_a_cluster(dataset, tmp_path, monkeypatch, capsys):
     assert [line["state"] for line in lines] == ["finished"] * 2
     assert {line["parameters"] for line in lines} == {lines[0]["parameters"]}
     assert float(lines[0]["gflops"]) > 0
-    assert "| type=ResNet | 1 | 0." in (tmp_path / "work" / "report.md").read_text()
+    assert re.search(r"\| type=ResNet +\| 1 +\| 0\.", (tmp_path / "work/report.md").read_text())
     assert "base64" in (tmp_path / "work" / "report.html").read_text()
     assert len(list((tmp_path / "work" / "jobs").glob("*_log.out"))) == 2

@@ -187,7 +187,9 @@ def test_page_in_a_browser(page):
         assert panels.all_inner_texts() == [
             *("annotated: 1 box", "regular <b>|$x$: 1 box", "3 layers, mdconv: 1 box")
         ]
-        tab.keyboard.press("ArrowRight")
+        tab.get_by_label("next image").click()
+        for key in ("ArrowRight", "ArrowLeft"):
+            tab.keyboard.press(key)
         tab.get_by_label("annotated").uncheck()
         assert panels.all_inner_texts() == ["regular <b>|$x$: 0 boxes", "3 layers, mdconv: 0 boxes"]
         browser.close()
