@@ -72,7 +72,7 @@ class Machine:
     def setup(self, *args, **env):
         """Its exit status and what it printed."""
         process = self.start(*args, **env)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=300)
         return process.returncode, output
 
     @property
@@ -235,5 +235,5 @@ def test_waits_for_another_setup(machine):
         fcntl.flock(file, fcntl.LOCK_EX)
         process = machine.start()
         assert "another setup of this folder is at work" in process.stdout.readline()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert "no C++ compiler" in output
