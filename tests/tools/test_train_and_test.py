@@ -150,13 +150,18 @@ def test_ctrl_c_is_one_line_and_ends_by_the_signal(tmp_path):
     command = [sys.executable, ROOT / "tools" / "train.py", CONFIG, "--work-dir", tmp_path]
     options = ["--cfg-options", "train_cfg.max_epochs=1000"]
     with subprocess.Popen(
-        [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # whoever runs the tests in the background has SIGINT ignored, which children inherit
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         for line in process.stdout:
             if "Epoch(train)  [2]" in line.replace("    ", "  "):
                 break
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate()
+        _, errors = process.communicate(timeout=300)
     assert process.returncode == -signal.SIGINT
     assert "Traceback" not in errors
     assert errors.splitlines()[-1] == (
