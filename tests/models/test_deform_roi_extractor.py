@@ -32,7 +32,12 @@ def test_align_is_mmdets_extractor(strides, sampling_ratio):
     theirs = MODELS.build(
         dict(
             type="SingleRoIExtractor",
-            roi_layer=dict(type="RoIAlign", output_size=7, sampling_ratio=sampling_ratio),
+            roi_layer=dict(
+                type="RoIAlign",
+                output_size=7,
+                sampling_ratio=sampling_ratio,
+                use_torchvision=True,  # mmcv's own needs its compiled operators
+            ),
             out_channels=6,
             featmap_strides=list(strides),
             _scope_="mmdet",
