@@ -10,7 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dcndet.data.check import check_set, sets_of, sets_of_config
 from dcndet.data.custom import use_data
 from dcndet.data.errors import DataError
-from mmengine.config import Config
+from dcndet.models.engine.cli import one_line_errors
+from dcndet.models.engine.options import read_config
 
 
 def main():
@@ -24,9 +25,7 @@ def main():
     args = parser.parse_args()
 
     if args.target.endswith(".py"):
-        if not Path(args.target).is_file():
-            raise DataError(f"config not found: {args.target}")
-        cfg = Config.fromfile(args.target)
+        cfg = read_config(args.target)
         if args.data is not None:
             use_data(cfg, args.data)
         found = sets_of_config(cfg)
@@ -49,7 +48,5 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors(DataError):
         main()
-    except DataError as error:
-        sys.exit(f"error: {error}")
