@@ -496,6 +496,7 @@ def test_bad_arguments(fake, capsys):
     assert "cannot write to" in ablate(study, "--work-dir", fake.parent / "file" / "work")
 
 
+@pytest.mark.slow
 def test_real_runs_on_a_cluster(dataset, tmp_path, monkeypatch, capsys):
     """submitit's cluster of this machine; trainings and report are the real ones."""
     monkeypatch.chdir(dataset)

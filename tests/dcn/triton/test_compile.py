@@ -31,6 +31,7 @@ def last_line(*arguments: str, **environment: str) -> str:
     return run.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_trained_types():
     """With the fixed tile sizes; with all of them: python tools/benchmark.py kernels."""
     rows = json.loads(last_line("-c", TRAINED_TYPES))
@@ -51,6 +52,7 @@ def test_unusual_arguments():
     assert last_line(str(HERE / "unusual_calls.py")) == str(3 * 6 + 2)
 
 
+@pytest.mark.slow
 def test_what_is_timed_and_compiled_when(tmp_path):
     """Once for each kind of call, not for each size of image; and never in the next process."""
     script = str(HERE / "pretended_gpu.py")
