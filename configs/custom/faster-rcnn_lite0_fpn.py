@@ -9,7 +9,7 @@ _base_ = [
 model = dict(
     roi_head=dict(bbox_roi_extractor=dict(sampling_ratio=2), bbox_head=dict(num_classes=1)),
     train_cfg=dict(
-        rpn_proposal=dict(nms_pre=1000, max_per_img=500),
+        rpn_proposal=dict(nms_pre=500, max_per_img=500),
         rcnn=dict(sampler=dict(num=128)),
     ),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=300)),
@@ -35,5 +35,5 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-train_cfg = dict(max_epochs=7, val_interval=2)
+train_cfg = dict(max_epochs=8, val_interval=2)
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(save_best="coco/bbox_mAP"))

