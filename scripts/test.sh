@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sets up, lints, tests. Arguments go to pytest: ./scripts/test.sh tests/dcn -k roi
+# Sets up, lints, tests. Arguments go to pytest: -n auto tests on all cores at once, tests/dcn only
+# the operators.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ./scripts/setup.sh
@@ -7,4 +8,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 set -x
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest --dist worksteal "$@"

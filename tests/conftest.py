@@ -15,6 +15,10 @@ from torch.utils._pytree import tree_map_only
 import dcn
 from tests.dcn.interpreter import mend_bfloat16
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # pytest -n: a core for each
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
 
