@@ -7,28 +7,23 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=$PWD/.venv
+site='.venv/lib/python3*/site-packages'  # a pattern
 log=$venv/setup.log
 stamp=$venv/setup.stamp
 
-fail() {
-    echo "setup: $*" >&2
-    exit 1
-}
+fail() { echo "setup: $*" >&2; exit 1; }
 
 [[ $# == 0 || $* == --mmcv-ops ]] || fail "unknown argument: $*; the only one is --mmcv-ops"
 
 # pip's children inherit the lock, so after a kill the next run waits for what is still installing.
 exec 9<"${BASH_SOURCE[0]}"
-if ! flock -n 9; then
-    echo "setup: another setup of this folder is at work; waiting for it"
-    flock 9
-fi
+flock -n 9 || { echo "setup: another setup of this folder is at work; waiting for it"; flock 9; }
 
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 # pip's launcher is the last thing venv writes, and it names the folder: a half-made venv has none,
 # a moved one names another.
 usable_venv() { grep -qF "$venv/bin/python" "$venv/bin/pip" 2>/dev/null && "$venv/bin/python" -V >/dev/null; }
-compiled_ops() { compgen -G "$venv/lib/python3*/site-packages/mmcv/_ext.*.so" >/dev/null; }
+compiled_ops() { compgen -G "$site/mmcv/_ext.*.so" >/dev/null; }
 
 candidates=(python3 python3.12 python3.11 python3.10)
 if [[ -n ${PYTHON:-} ]]; then candidates=("$PYTHON"); elif usable_venv; then candidates=("$venv/bin/python"); fi
@@ -37,53 +32,37 @@ for python in "${candidates[@]}" ''; do
 done
 [[ -n $python ]] || fail "no Python 3.10, 3.11 or 3.12 found (${candidates[0]} is $(version_of "${candidates[0]}" || echo missing)). Install one (Debian, Ubuntu: apt install python3 python3-venv), or name one: PYTHON=/path/to/python3.11 $0"
 
-key=$({
-    echo "$venv $("$python" -VV)"
-    cat requirements.txt pyproject.toml setup.py scripts/setup.sh models/mmcv_ext.py dcn/csrc/*
-} | sha256sum)
+made_of=(requirements.txt pyproject.toml setup.py scripts/setup.sh models/mmcv_ext.py dcn/csrc/*)
+key=$({ echo "$venv $("$python" -VV)"; cat "${made_of[@]}"; } | sha256sum)
 if usable_venv && [[ -f $stamp && $(<"$stamp") == "$key" ]] && { [[ $# == 0 ]] || compiled_ops; }; then
     echo "setup: .venv is ready"
     exit
 fi
 
 # What would fail only after minutes is asked first.
-
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$python has no venv module with pip. Debian, Ubuntu: apt install python$(version_of "$python")-venv"
-
 export CXX=${CXX:-c++}
 command -v "${CXX%% *}" >/dev/null ||
     fail "no C++ compiler ($CXX), which dcn's CPU kernels need. Debian, Ubuntu: apt install g++"
-
 # Installed, the packages take 5.8 GB, and while pip installs them the downloads lie beside them.
-need=10
-if compgen -G "$venv/lib/python3*/site-packages/torch" >/dev/null; then need=2; fi
+compgen -G "$site/torch" >/dev/null && need=2 || need=10
 free=$(($(df -Pk . | awk 'NR == 2 { print $4 }') / 1024 / 1024))
 ((free >= need)) || fail "$free GB free in $PWD; $need GB are needed."
 
-# The work.
-
 step() {
-    local title=$1 seconds=$SECONDS
+    local title=$1 start=$SECONDS
     shift
     echo "setup: $title"
-    if "$@" >"$log.step" 2>&1; then
-        cat "$log.step" >>"$log"
-        echo "setup:   done in $((SECONDS - seconds)) s"
-        return
-    fi
-    cat "$log.step" >>"$log"
-    tail -n 25 "$log.step" >&2
-    if grep -qi 'no space left on device' "$log.step"; then
-        echo "setup: the disk is full." >&2
-    elif grep -qiE 'failed to (connect|establish)|name resolution|name or service not known|connection (refused|reset|aborted|broken)|unreachable|timed out|ProxyError|SSLError' "$log.step"; then
-        echo "setup: the package registry cannot be reached. Check the network (pip's proxy and index settings), then run this again: it goes on from here." >&2
-    fi
-    fail "failed at: $title. The whole log is $log"
+    "$@" >>"$log" 2>&1 || {
+        tail -n 25 "$log" >&2
+        fail "failed at: $title. The whole log is $log. Once the cause (the network, the disk) is mended, run this again: it goes on from here."
+    }
+    echo "setup:   done in $((SECONDS - start)) s"
 }
 
 make_venv() {
-    find "$venv" -mindepth 1 -maxdepth 1 ! -name 'setup.log*' -exec rm -rf {} +
+    find "$venv" -mindepth 1 -maxdepth 1 ! -name setup.log -exec rm -rf {} +
     "$python" -m venv "$venv"
 }
 
@@ -112,12 +91,11 @@ compile_mmcv() {
 nms_runs() { "$venv/bin/python" -c 'import torch, mmcv.ops; mmcv.ops.nms(torch.eye(4), torch.ones(4), 0.5)'; }
 
 check() {
-    local mmcv
-    mmcv=$(compgen -G "$venv/lib/python3*/site-packages/mmcv")
-    cp models/mmcv_ext.py "$mmcv/_ext.py" || return
     # Python prefers compiled operators to this file, also those that were compiled for another torch.
-    nms_runs || { compiled_ops && rm -v "$mmcv"/_ext.*.so && nms_runs; } || return
-    "$venv/bin/python" -W error::UserWarning -c 'import dcn' && "$venv/bin/python" -c 'import mmdet.apis'
+    cp models/mmcv_ext.py "$(compgen -G "$site/mmcv")/_ext.py" &&
+        { nms_runs || { compiled_ops && rm -v $site/mmcv/_ext.*.so && nms_runs; }; } &&
+        "$venv/bin/python" -W error::UserWarning -c 'import dcn' &&
+        "$venv/bin/python" -c 'import mmdet.apis'
 }
 
 mkdir -p "$venv"
@@ -127,9 +105,7 @@ if ! usable_venv || [[ $("$python" -VV) != "$("$venv/bin/python" -VV)" ]]; then
     step "1/4 virtual environment: seconds" make_venv
 fi
 # pip writes INSTALLER when all files of a package are there: without it, a kill left half of one.
-for info in "$venv"/lib/python3*/site-packages/*.dist-info; do
-    [[ -s $info/INSTALLER ]] || rm -rf "$info"
-done
+for info in $site/*.dist-info; do [[ -s $info/INSTALLER ]] || rm -rf "$info"; done
 
 # /tmp is often a small memory disk.
 export TMPDIR=$venv/tmp
@@ -141,6 +117,6 @@ step "3/4 mmcv, mmdetection, and dcn from this folder with its CPU kernels: a mi
 if [[ $# != 0 ]] && ! compiled_ops; then step "mmcv's operators: about 10 minutes on two cores" compile_mmcv; fi
 step "4/4 running the operators: seconds" check
 
-rm -rf "$TMPDIR" "$log.step"
+rm -rf "$TMPDIR"
 echo "$key" >"$stamp"
 echo "setup: .venv is ready after $SECONDS s"

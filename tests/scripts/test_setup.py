@@ -146,7 +146,9 @@ def test_no_network(machine):
     }
     status, output = machine.setup(**pip)
     assert status == 1
-    assert "the package registry cannot be reached" in output
+    assert "Connection refused" in output
+    assert "failed at: 2/4" in output
+    assert "Once the cause (the network, the disk) is mended, run this again" in output
 
 
 def test_does_nothing_when_done_and_starts_again_when_pins_change(machine):
