@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dcndet.data.errors import DataError
-from dcndet.models.engine.cli import one_line_errors
+from dcndet.models.engine.cli import add_amp, one_line_errors
 from dcndet.models.inference import Detector, detect_files
 
 
@@ -36,13 +36,7 @@ def main():
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="keep only these classes")
     parser.add_argument("--batch-size", type=int, default=1, help="images (%(default)s)")
     parser.add_argument("--device", help="for example cuda:1 or cpu (default: a GPU if any)")
-    parser.add_argument(
-        "--amp",
-        nargs="?",
-        const="auto",
-        choices=["auto", "bf16", "fp16"],
-        help="mixed precision; without a value bf16 where the device has it, fp16 elsewhere",
-    )
+    add_amp(parser)
     parser.add_argument("--no-pictures", action="store_true", help="write only JSON and CSV")
     args = parser.parse_args()
     if args.batch_size < 1:

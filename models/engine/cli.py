@@ -29,13 +29,7 @@ def config_parser(description):
         metavar="KEY=VALUE",
         help="override settings of the config, for example train_cfg.max_epochs=1",
     )
-    parser.add_argument(
-        "--amp",
-        nargs="?",
-        const="auto",
-        choices=["auto", "bf16", "fp16"],
-        help="mixed precision; without a value bf16 where the device has it, fp16 elsewhere",
-    )
+    add_amp(parser)
     parser.add_argument(
         "--launcher",
         choices=["none", "pytorch", "slurm", "mpi"],
@@ -43,6 +37,17 @@ def config_parser(description):
         help="who started the processes (pytorch: torchrun)",
     )
     return parser
+
+
+def add_amp(parser):
+    """Add the flag of mixed precision."""
+    parser.add_argument(
+        "--amp",
+        nargs="?",
+        const="auto",
+        choices=["auto", "bf16", "fp16"],
+        help="mixed precision; without a value bf16 where the device has it, fp16 elsewhere",
+    )
 
 
 def load_config(args):

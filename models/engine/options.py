@@ -202,11 +202,11 @@ def _rule(table: Mapping[str, list], path: str) -> list | None:
 def _names(rules: list) -> list[str]:
     names: list[str] = []
     for rule in rules:
-        called = _registered(rule) if isinstance(rule, str) else [rule]
-        if isinstance(rule, str) and not called:
+        if isinstance(rule, str) and rule.islower():  # a key; classes have capitals
             names.append(rule)
-        for one in called:
-            names += _parameters(one)
+            continue
+        for called in _registered(rule):
+            names += _parameters(called)
     return names
 
 

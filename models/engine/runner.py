@@ -131,13 +131,13 @@ class Runner(mmengine.runner.Runner):
         batch = f"batch: {images * self.world_size * steps} images"
         if self.world_size * steps > 1:
             batch += f" ({images} × {self.world_size} processes × {steps} accumulated)"
+        rate = f"{before:.6g} → {after:.6g}" if after != before else f"{before:.6g}"
         switch = "auto_scale_lr.enable=False keeps the config's"
         if not auto_scale_lr.get("enable", False):
             switch = "not scaled, auto_scale_lr.enable=False"
         say(
             self.logger,
-            f"{batch}, the config's rate is for {base}; learning rate {before:.6g} → {after:.6g} "
-            f"({switch})",
+            f"{batch}, the config's rate is for {base}; learning rate {rate} ({switch})",
         )
 
     def build_param_scheduler(self, scheduler):
