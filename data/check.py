@@ -19,17 +19,17 @@ def check_set(
     dataset: DetectionDataset | None = None,
     workers: int | None = None,
 ) -> list[str]:
-    """Everything that is wrong with a COCO file and its images, a line each.
+    """Everything that is wrong with a COCO file and its images, one line per fault.
 
-    The file's format; boxes that are not finite, have no area, are outside of their image or below
-    a pixel; and each image decoded as in training: missing, empty, truncated, no image, or of
-    another size than annotated. Shows a progress bar.
+    The file's format; boxes that are not finite, have no area, lie outside their image or are
+    smaller than a pixel; and each image decoded as in training: missing, empty, truncated, not an
+    image, or of another size than annotated. Shows a progress bar.
 
     Args:
         ann_file: the file.
         images: the folder of its images.
         dataset: whose classes the file's categories are to be; need not be opened.
-        workers: processes that decode; default one for each core.
+        workers: processes that decode; default one per core.
     """
     try:
         content, _ = read_annotations(ann_file, test_mode=True)

@@ -39,7 +39,7 @@ class DetectionDataset(CocoDataset):
     """mmdet's CocoDataset that checks a dataset when it opens it, before any training.
 
     Takes CocoDataset's arguments. A box that is not four finite numbers, has no area or lies
-    outside of its image is dropped with a warning in training, and so is one of less than a pixel.
+    outside of its image is dropped with a warning in training, and so is one smaller than a pixel.
     In evaluation (``test_mode=True``) such a box (save the last kind) is an error, because
     the metric reads ``ann_file`` itself and counts it as an object never found, which lowers AP and
     says nothing. An image with no object is fine: ``filter_cfg=dict(filter_empty_gt=True)`` leaves
@@ -55,8 +55,8 @@ class DetectionDataset(CocoDataset):
     Raises:
         DataError: ``ann_file`` is missing, empty, not JSON or not in COCO format, repeats an id, or
             refers to an image or category that it does not define; the classes in ``metainfo`` are
-            not among its categories, in their order; images are missing, have no bytes, are none,
-            or are of another size than annotated; training would see no object at all.
+            not among its categories, in their order; images are missing, empty, not images
+            or of another size than annotated; training would see no object at all.
     """
 
     def COCOAPI(self, path):
@@ -132,7 +132,7 @@ class DetectionDataset(CocoDataset):
 
 @METRICS.register_module()
 class DetectionMetric(CocoMetric):
-    """mmdet's CocoMetric that takes an ``ann_file`` without ``iscrowd`` or ``area``, too.
+    """mmdet's CocoMetric, which also accepts an ``ann_file`` without ``iscrowd`` or ``area``.
 
     Takes CocoMetric's arguments, and fills in what DetectionDataset does.
 

@@ -50,8 +50,8 @@ def use_data(cfg: Config, root: str | Path, train: bool = True):
             the test split.
 
     Raises:
-        DataError: nothing fits, or more than one file does; the file is bad; the config is of no
-            detector that is evaluated by COCO's metric, or trains masks that the set does not have.
+        DataError: nothing fits, or more than one file does; the file is bad; the config is not
+            for a detector evaluated by COCO's metric, or trains masks that the set does not have.
     """
     root = Path(root)
     splits = find_splits(root, train)

@@ -19,7 +19,7 @@ from .errors import DataError
 CLASSES = tuple("0123456789")
 DESCRIPTION = "warped handwritten digits"
 VERSION = 1  # of the drawing: a set of another version is made anew
-GRID = 8  # pixels a side of load_digits
+GRID = 8  # side of an image of load_digits, in pixels
 VAL_SHARE = 0.2  # of each class's handwriting
 MAX_ROTATION = np.deg2rad(40)  # below the angle where a 6 becomes a 9
 MAX_OVERLAP = 0.05  # of a digit's box by another's
@@ -143,7 +143,7 @@ def _draw_image(rng, size, pool):
 
 
 def _draw_digit(rng, ink, height):
-    """One digit's ink, 0..1 a pixel, warped and cropped to its own pixels."""
+    """One digit's ink, 0..1 per pixel, warped and cropped to its own pixels."""
     angle = rng.uniform(-MAX_ROTATION, MAX_ROTATION)
     shear = rng.uniform(-0.25, 0.25)
     aspect = np.exp(rng.uniform(-0.2, 0.2))
@@ -194,7 +194,7 @@ def _noise(rng, side, cells):
 
 
 def _overlap(a, b):
-    """The larger share that two boxes [x, y, width, height] have of one another."""
+    """The larger share of one of two boxes [x, y, width, height] that the other covers."""
     width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     return max(width, 0) * max(height, 0) / min(a[2] * a[3], b[2] * b[3])

@@ -16,7 +16,7 @@ from .loading import read_image
 
 
 def check_headers(ann_file: str | Path, folder: str | Path, images: Sequence[dict]):
-    """Refuse images that are missing, empty, no images, or of another size than annotated.
+    """Refuse images that are missing, empty, not images, or of another size than annotated.
 
     Reads headers only; what is broken behind them is found by :func:`decoding_fault`. In a
     distributed run the first process checks and the others wait for what it found.

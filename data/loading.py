@@ -27,8 +27,8 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         backend_args (dict, optional): mmengine's file backend, for files which are not on a disk.
 
     Raises:
-        DataError: the image is missing, empty, truncated, no image, of 32 bits a channel, or of
-            another size than the annotations say.
+        DataError: the image is missing, empty, truncated, not an image, has 32 bits per channel, or
+            is of another size than the annotations say.
     """
 
     def __init__(self, to_float32=False, backend_args=None):
@@ -55,7 +55,7 @@ def read_image(path, backend_args=None):
     Alpha is left out, as OpenCV does; 16 bits are scaled to 8.
 
     Raises:
-        DataError: the file is missing, empty, truncated, no image, or of 32 bits a channel.
+        DataError: the file is missing, empty, truncated, not an image, or has 32 bits per channel.
     """
     try:
         content = fileio.get(path, backend_args=backend_args)

@@ -21,7 +21,7 @@ def main():
     )
     parser.add_argument("target", help="config, folder of a set, or COCO JSON")
     parser.add_argument("--data", metavar="ROOT", help="with a config: the set that it is to use")
-    parser.add_argument("--workers", type=int, help="processes that decode (one for each core)")
+    parser.add_argument("--workers", type=int, help="processes that decode (default: one per core)")
     args = parser.parse_args()
 
     if args.target.endswith(".py"):

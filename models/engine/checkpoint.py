@@ -29,7 +29,7 @@ from .errors import CheckpointError
 from .screen import say
 
 TRAINING_ONLY = "mimic."  # the auxiliary classifier of feature mimicking
-NEARLY_NOTHING = 0.1  # of the values of parameters that load_from has to fill
+NEARLY_NOTHING = 0.1  # the share of the parameters' values that load_from has to fill
 RESUME_KEYS = ("meta", "state_dict", "message_hub", "optimizer")
 
 
@@ -66,7 +66,7 @@ def _read(source, load):
     """Call ``load()``, which reads ``source``, with only ``SAFE_GLOBALS`` allowed.
 
     Raises:
-        CheckpointError: the file cannot be read, or holds Python objects, or is no dict.
+        CheckpointError: the file cannot be read, holds Python objects, or is not a dict.
     """
     try:
         with torch.serialization.safe_globals(SAFE_GLOBALS):
@@ -113,7 +113,7 @@ def load_from_http(url, map_location=None):
     """Load a URL through torch.hub's cache; rank 0 downloads, the others read what it left.
 
     Raises:
-        CheckpointError: the download failed, or is not a checkpoint that is safe to load.
+        CheckpointError: the download failed, or the file is not a checkpoint that is safe to load.
     """
 
     def load():

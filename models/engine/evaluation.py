@@ -17,8 +17,8 @@ def evaluate(cfg, out=None, show_dir=None, show_score_thr=0.3, amp=None):
         cfg (Config): What to run; it is changed.
         out (str, optional): File for the detections, as COCO result JSON.
         show_dir (str, optional): Folder for the test images, drawn as annotated and as found.
-        show_score_thr (float): Detections that score less are not drawn.
-        amp (torch.dtype, optional): What the network computes in, by autocast.
+        show_score_thr (float): Detections with a lower score are not drawn.
+        amp (torch.dtype, optional): The type that autocast computes in.
 
     Returns:
         dict: The metrics.

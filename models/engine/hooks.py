@@ -38,9 +38,9 @@ class NonFiniteHook(Hook):
     """Stop training at the first NaN or infinite loss, and never save weights that hold one.
 
     Args:
-        skip: so many iterations with a non-finite loss or gradient, on whichever process, are
-            passed over before the next one stops the run. Nothing is learnt from them: no step is
-            taken, and the model's buffers (BatchNorm's statistics) are put back.
+        skip: how many iterations with a non-finite loss or gradient, in any process, are skipped
+            before the next one stops the run. Nothing is learnt from them: no step is taken, and
+            the model's buffers (BatchNorm's statistics) are put back.
     """
 
     def __init__(self, skip: int = 0) -> None:
@@ -128,7 +128,8 @@ class LastValidationHook(Hook):
 class ClassCountHook(Hook):
     """Compares the classes of the data with those of the heads before the first iteration.
 
-    Too few in a head make a class background without a word; too many end the first evaluation.
+    With too few in a head, a class silently becomes background; with too many, the first
+    evaluation fails.
     """
 
     def before_train(self, runner) -> None:
@@ -171,7 +172,7 @@ class _LateRemoval(LocalBackend):
 
 @HOOKS.register_module(force=True)
 class CheckpointHook(mmengine.hooks.CheckpointHook):
-    """mmengine's hook, but outdated checkpoints go after the new one is saved, not before.
+    """mmengine's hook, but outdated checkpoints are removed after the new one is saved, not before.
 
     Registered in place of mmengine's: with ``max_keep_ckpts=1`` a full disk would leave none.
     """

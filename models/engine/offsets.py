@@ -14,12 +14,12 @@ from dcn import DeformConv2d, DeformRoIPool
 
 DEAD = 0.01  # pixels; bilinear samples moved by less are the regular ones to a hundredth
 RUNAWAY = 0.5  # of the samples moved out
-SAMPLES = 100_000  # about so many, at most, are a convolution's figures taken from
+SAMPLES = 100_000  # a convolution's figures are taken from about this many at most
 
 
 @HOOKS.register_module()
 class OffsetStatisticsHook(Hook):
-    """Logs what every deformable layer does with its offsets and masks, and warns where it fails.
+    """Logs the offsets and masks of every deformable layer, and warns about layers that fail.
 
     Every `interval` iterations, of the images of that iteration, a layer `NAME` has
 
@@ -31,8 +31,9 @@ class OffsetStatisticsHook(Hook):
       some outside) and outside with it;
     - `offsets/NAME/mask_mean`, `offsets/NAME/mask_std`: mean and standard deviation of Δm.
 
-    It warns once a layer that is dead (after a tenth of the schedule the 95th percentile has never
-    reached 0.01 pixels), and once one that has run away (over half of its samples moved out).
+    It warns once about each layer that is dead (after a tenth of the schedule the 95th percentile
+    has never reached 0.01 pixels), and once about each that has run away (over half of its samples
+    moved out).
 
     The Runner of this repository has it on; without deformable layers it does nothing.
 

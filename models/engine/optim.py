@@ -1,4 +1,4 @@
-"""Mixed precision where mmengine's ``AmpOptimWrapper`` does not go, and offsets' learning rate."""
+"""Mixed precision beyond mmengine's ``AmpOptimWrapper``, and the offsets' learning rate."""
 
 import copy
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def mixed_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 def with_slow_offsets(cfg: dict, model: nn.Module) -> dict:
-    """`cfg` of an optimizer wrapper, in which the offsets of `model` learn at a tenth of the rate.
+    """The `cfg` of an optimizer wrapper, with a tenth of the rate for the offsets of `model`.
 
     A layer that one of the config's `custom_keys` names has a tenth of what that gives it. With a
     key that names `conv_offset` the config is left as it is.

@@ -11,7 +11,7 @@ from ..visualization import draw_crops
 
 @HOOKS.register_module()
 class MimicPictureHook(Hook):
-    """Shows, once an epoch, RoIs in their images beside the crops that mimicking makes of them.
+    """Once per epoch, shows RoIs in their images beside the crops that mimicking makes of them.
 
     They go to TensorBoard and to the run's `vis_data` as `mimic_crops`. The Runner of this
     repository has it on; without mimicking it does nothing.

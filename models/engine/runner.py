@@ -41,7 +41,7 @@ class Runner(mmengine.runner.Runner):
       ``channels_last = False`` in the config keeps the usual order.
     - Floats in a parameter scheduler are shares of the run's length (`schedules.resolve`). Resuming
       with another length goes on with the rate that a run of that length has there.
-    - ``skip_non_finite = N`` in the config passes over N iterations with a NaN.
+    - ``skip_non_finite = N`` in the config skips up to N iterations with a NaN.
     - The convolutions that predict offsets learn at a tenth of the rate
       (`optim.with_slow_offsets`).
     - Until the first iteration the terminal shows a dozen lines, and the log file all.

@@ -19,9 +19,9 @@ def resolve(scheduler: dict[str, Any], epochs: float, iters: int) -> dict[str, A
     (1.0 is its end); integers keep mmengine's meaning.
 
     Args:
-        scheduler: for mmengine's registry of schedulers; `by_epoch` (True) says what it counts.
-        epochs: that the run has.
-        iters: that the run has.
+        scheduler: config of one of mmengine's schedulers; `by_epoch` (True) says what it counts.
+        epochs: length of the run in epochs.
+        iters: length of the run in iterations.
     """
     scheduler = copy.deepcopy(dict(scheduler))
     by_epoch = scheduler.get("by_epoch", True)

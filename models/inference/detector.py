@@ -81,15 +81,15 @@ class Detector:
 
     Args:
         config: path of an mmdet config, or the config itself.
-        checkpoint: path or URL of the weights. They have to fit the model exactly; the training
-            classifier of feature mimicking may be too many. Class names are the checkpoint's, or,
+        checkpoint: path or URL of the weights. They have to fit the model exactly; the auxiliary
+            classifier of feature mimicking may be left over. Class names are the checkpoint's, or,
             if it has none, those of the config's test dataset.
         device: for example "cuda:1"; by default the GPU if there is one.
         amp: mixed precision: "bf16", "fp16", or "auto" (bf16 where the device has it).
 
     Raises:
-        EngineError: a file is missing, the checkpoint does not fit or is not safe to load, there
-            is no such device or it lacks what `amp` asks for, or nothing says what the classes are
+        EngineError: a file is missing, the checkpoint does not fit or is not safe to load, the
+            device does not exist or lacks what `amp` asks for, or nothing says what the classes are
             called.
     """
 
@@ -138,7 +138,7 @@ class Detector:
         Args:
             images: a path, a uint8 array [H, W, 3] in **BGR** as OpenCV reads it, or a PIL image;
                 or a list or tuple of these.
-            score_thr: what scores less is left out.
+            score_thr: detections with a lower score are left out.
             classes: names of the classes to keep; all by default.
             batch_size: pictures that go through the model together, padded to the largest.
 
