@@ -7,15 +7,15 @@ call, and the machine code is looked at.
 import re
 import subprocess
 import sys
-import tempfile
+from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import CompiledKernel
 
 from dcn.triton import deform_conv, deform_roi_pool
 
@@ -31,27 +31,8 @@ TYPES = {
 }
 # In these every tile size is compiled, in the others the fixed one.
 TRAINED_IN = ("bfloat16", "float32 (TF32)")
-_POINTERS = {
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-}
-
-
-@dataclass(frozen=True)
-class Call:
-    """One kernel and what it is called with."""
-
-    name: str
-    kernel: triton.runtime.KernelInterface
-    arguments: dict
-
-    @property
-    def configs(self) -> list[triton.Config | None]:
-        return getattr(self.kernel, "configs", [None])
+# A kernel, the tile sizes that it is timed with, and the arguments of a call of it.
+Call = namedtuple("Call", "name kernel configs arguments")
 
 
 def calls(dtype: torch.dtype) -> list[Call]:
@@ -86,11 +67,13 @@ def recorded(name: str, function: Callable, *arguments) -> list[Call]:
     found = []
 
     def record(kernel, grid, arguments, **more):
-        jit = getattr(kernel, "fn", kernel)
+        tuned = isinstance(kernel, triton.runtime.Autotuner)
+        jit, configs = (kernel.fn, kernel.configs) if tuned else (kernel, [triton.Config({})])
         title = name.format(jit.__name__.removesuffix("_kernel"))
         if more.get("FILL") is False:
             title += ", counting"
-        found.append(Call(title, kernel, arguments | more))
+        taken = {n: v for n, v in (arguments | more).items() if n in jit.arg_names}
+        found.append(Call(title, jit, configs, taken))
 
     module = sys.modules[function.__module__]
     with mock.patch.multiple(module, launch=record, run=record, create=True):
@@ -98,61 +81,37 @@ def recorded(name: str, function: Callable, *arguments) -> list[Call]:
     return found
 
 
-def compile_call(
-    call: Call, config: triton.Config | None, capability: int
-) -> triton.compiler.CompiledKernel:
-    """As Triton would at that call."""
-    jit = call.kernel if config is None else call.kernel.fn
-    constants = {} if config is None else config.kwargs
-    signature, constexprs, attributes = {}, {}, {}
+def compile_call(call: Call, config: triton.Config, capability: int) -> CompiledKernel:
+    """As Triton would at that call, on a GPU of that capability.
 
-    def describe(place: tuple[int, ...], value, specialized: bool) -> str:
-        if isinstance(value, torch.Tensor):
-            attributes[place] = [["tt.divisibility", 16]]
-            return _POINTERS[value.dtype]
-        if value is None or (specialized and value == 1):
-            constexprs[place] = value
-            return "constexpr"
-        if specialized and value % 16 == 0:
-            attributes[place] = [["tt.divisibility", 16]]
-        return "i32"
-
-    for i, parameter in enumerate(jit.params):
-        value = {**call.arguments, **constants}.get(parameter.name)
-        if parameter.is_constexpr:
-            constexprs[(i,)] = value
-            kind = "constexpr"
-        elif parameter.annotation_type:
-            kind = parameter.annotation_type
-        elif isinstance(value, tuple):
-            kind = tuple(describe((i, j), item, True) for j, item in enumerate(value))
-        else:
-            kind = describe((i,), value, not parameter.do_not_specialize)
-        signature[parameter.name] = kind
-    options = {}
-    if config is not None:
-        options = dict(num_warps=config.num_warps, num_stages=config.num_stages)
-    return triton.compile(
-        ASTSource(jit, signature, constexprs, attributes),
-        target=GPUTarget("cuda", capability, 32),
-        options=options,
+    From then on, Triton takes this process to have that GPU. The GPU's number is the capability, as
+    Triton asks only once what the GPU of a number is.
+    """
+    driver = SimpleNamespace(
+        get_current_device=lambda: capability,
+        get_current_stream=lambda device: 0,
+        get_current_target=lambda: GPUTarget("cuda", capability, 32),
     )
+    triton.runtime.driver.set_active(driver)
+    return call.kernel.warmup(grid=(1,), **call.arguments, **config.all_kwargs())
 
 
-def looked_at(call: Call, config: triton.Config | None, capability: int) -> dict:
+def looked_at(call: Call, config: triton.Config, capability: int) -> dict:
     """Registers, stack (what a thread spills), shared memory and what the machine code uses."""
     compiled = compile_call(call, config, capability)
-    usage, code = _disassembled(compiled.asm["cubin"])
-    registers = int(re.search(r"REG:(\d+)", usage)[1])
+    cubin = compiled.metadata_group[f"{compiled.name}.cubin"]
+    disassembly = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", cubin]
+    code = subprocess.run(disassembly, capture_output=True, text=True, check=True).stdout
+    registers, stack = (int(re.search(rf"{key}:(\d+)", code)[1]) for key in ("REG", "STACK"))
     warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
     wgmma, mma = (re.search(rf"\s[HDQI]?{name}\.", code) for name in ("GMMA", "MMA"))
     return {
         "kernel": call.name,
-        "tile": "" if config is None else "×".join(str(v) for v in config.kwargs.values()),
+        "tile": "×".join(map(str, config.kwargs.values())),
         "warps": warps,
         "stages": compiled.metadata.num_stages,
         "registers": registers,
-        "spilled": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "spilled": stack,
         "shared_kb": shared / 1024,
         "programs": programs(capability, registers, warps, shared),
         "tensor_cores": "wgmma" if wgmma else "mma" if mma else "",
@@ -167,22 +126,6 @@ def programs(capability: int, registers: int, warps: int, shared: int) -> int:
         return 0
     of_registers = 65536 // (warps * 32 * ((registers + 7) // 8 * 8))
     return min(of_registers, most_warps // warps, shared_of_all // (shared + 1024))
-
-
-def _disassembled(cubin: bytes) -> tuple[str, str]:
-    """Resource usage, and machine code as text, by the tools that Triton brings."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        return tuple(
-            subprocess.run(
-                [tool.path, *flags, file.name], capture_output=True, text=True, check=True
-            ).stdout
-            for tool, flags in (
-                (triton.knobs.nvidia.cuobjdump, ["-res-usage"]),
-                (triton.knobs.nvidia.nvdisasm, []),
-            )
-        )
 
 
 def run(every_tile: bool = True, types: tuple[str, ...] = tuple(TYPES)) -> list[dict]:

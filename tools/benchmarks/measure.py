@@ -4,13 +4,12 @@ import ctypes
 import gc
 import importlib
 import platform
+import re
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from statistics import median
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +24,8 @@ SLEEP_CYCLES = 20_000_000
 # More than the L2 cache of any GPU.
 FLUSH_BYTES = 256 * 2**20
 
-Call = Callable[[], Iterable[Tensor | None]]
+# What it returns are tensors, if anything.
+Call = Callable[[], Iterable[Tensor] | None]
 Clock = Callable[[Call], dict[str, float]]
 
 
@@ -72,36 +72,28 @@ def side_by_side(
     neither `torch.utils.benchmark.Timer` nor `triton.testing.do_bench` measures them, which repeat
     one call at a time.
     """
-    errors, readings = {}, {}
-    for name, call in calls.items():
-        _, error = attempt(partial(_warm_up, call, WARM_UP[device]))
-        if error is None:
-            readings[name] = []
-        else:
-            errors[name] = {"error": error}
+    figures = {}
+    for name, call in calls.items():  # until nothing is left to compile, to tune or to allocate
+        error = attempt(call, WARM_UP[device])[1]
+        figures[name] = {} if error is None else {"error": error}
+    readings = {name: [] for name, found in figures.items() if not found}
     for _ in range(repeats):
         for name, taken in readings.items():
             taken.append(clock(calls[name]))
-    figures = {
-        name: {key: median(reading[key] for reading in taken) for key in taken[0]}
-        | {"ms_all": [reading["ms"] for reading in taken]}
-        | {"mb": peak_extra_memory(calls[name], device)}
-        for name, taken in readings.items()
-    }
-    return {name: (figures | errors)[name] for name in calls}
+    for name, taken in readings.items():
+        figures[name] = {key: median(reading[key] for reading in taken) for key in taken[0]}
+        figures[name]["ms_all"] = [reading["ms"] for reading in taken]
+        figures[name]["mb"] = peak_extra_memory(calls[name], device)
+    return figures
 
 
-def _warm_up(call: Call, times: int) -> None:
-    """Until nothing is left to compile, to tune or to allocate, and what fails has failed."""
-    for _ in range(times):
-        call()
-    timer()
-
-
-def attempt(function: Callable[[], Any]) -> tuple[Any, str | None]:
-    """What it returns, or the name and text of the exception that it raises."""
+def attempt(call: Call, times: int = 1) -> tuple[Iterable[Tensor] | None, str | None]:
+    """What the call returns, and None or the name and text of the exception that it raises."""
     try:
-        return function(), None
+        for _ in range(times):
+            result = call()
+        timer()
+        return result, None
     except Exception as error:  # an unsupported type, out of memory, a kernel's compiler
         return None, f"{type(error).__name__}: {error}"
 
@@ -117,36 +109,33 @@ def peak_extra_memory(call: Call, device: str) -> float:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        results = tuple(call())
+        results = call()
         peak = torch.cuda.max_memory_allocated()
     else:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # pages that malloc kept would be used without being seen
         Path("/proc/self/clear_refs").write_text("5")
         before = _resident("VmRSS")
-        results = tuple(call())
+        results = call()
         peak = _resident("VmHWM")
-    returned = sum(t.nbytes for t in results if t is not None)
+    returned = sum(tensor.nbytes for tensor in results or ())
     return max(0, peak - before - returned) / 1e6
 
 
 def _resident(key: str) -> int:
     """Bytes, of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
+    return 1024 * int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
-def largest_difference(actual: Iterable[Tensor | None], expected: Iterable[Tensor | None]) -> float:
+def largest_difference(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
     """Largest |difference| of any tensor, as a share of that tensor's largest |value|.
 
     Not a number, where any is.
     """
-    shares = [0.0]
-    for a, e in zip(actual, expected, strict=True):
-        if a is None or e is None or e.numel() == 0:
-            continue
-        scale = e.abs().max().item() or 1.0
-        shares.append((a.to(e.dtype) - e).abs().max().item() / scale)
+    shares = [
+        (a - e).abs().max().item() / (e.abs().max().item() or 1.0)
+        for a, e in zip(actual, expected, strict=True)
+    ]
     return torch.tensor(shares, dtype=torch.float64).max().item()
 
 
@@ -163,10 +152,8 @@ def mmcv_operators() -> ModuleType | None:
 def machine() -> dict:
     """What the figures hold for."""
     cpu = platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            cpu = f"{line.split(':')[1].strip()}, {cpu}"
-            break
+    if model := re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()):
+        cpu = f"{model[1]}, {cpu}"
     gpu = torch.cuda.is_available()
     return {
         "cpu": cpu,

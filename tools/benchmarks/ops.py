@@ -71,7 +71,7 @@ class Function:
         with torch.no_grad():
             return (self.op(**self.tensors),)
 
-    def both(self) -> tuple[Tensor | None, ...]:
+    def both(self) -> tuple[Tensor, ...]:
         if self.backward is not None:
             grads = self.backward(self.grad, **self.tensors)
             return (*self.forward(), *(grad for grad in grads if grad.numel() > 0))
@@ -211,23 +211,17 @@ def pool_functions(
 
 def run(device: str, repeats: int, threads: int) -> dict:
     """All measurements; progress goes to standard output."""
-    gpu, sections = device == "cuda", {}
+    gpu, sections, cases = device == "cuda", {}, [*CONVS]
     if gpu:
         # As cuDNN does by default. dcn follows cuDNN, torchvision multiplies matrices.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
         # dcn's tile sizes are timed, so cuDNN's algorithms are as well.
         torch.backends.cudnn.benchmark = True
         sections["rates"] = measure_rates(repeats)
+        cases += (case for n in GPU_BATCHES for case in varied("batch", n))
     sections["convolution"] = [
-        compare(case, repeats, dtype, device)
-        for dtype in CONV_DTYPES[device]
-        for case in [*CONVS, *(case for n in GPU_BATCHES if gpu for case in varied("batch", n))]
+        compare(case, repeats, dtype, device) for dtype in CONV_DTYPES[device] for case in cases
     ]
-    if not gpu:
-        few = min(repeats, VARIANT_REPEATS)
-        sections["variants"] = [
-            compare(case, few) for setting in VARIANTS.items() for case in varied(*setting)
-        ]
     sections["pooling"] = [
         compare(Pool(SAMPLING[ratio], POOL_MAP, ratio, num_rois), repeats, dtype, device)
         for dtype in POOL_DTYPES[device]
@@ -235,6 +229,10 @@ def run(device: str, repeats: int, threads: int) -> dict:
         for ratio in SAMPLING
     ]
     if not gpu:
+        few = min(repeats, VARIANT_REPEATS)
+        sections["variants"] = [
+            compare(case, few) for setting in VARIANTS.items() for case in varied(*setting)
+        ]
         sections["threads"] = measure_threads(threads, repeats) if threads > 1 else []
         sections["memory"] = measure_memory()
     return sections
@@ -245,21 +243,13 @@ def varied(setting: str, value: int) -> list[Conv]:
     return [c._replace(name=f"{c.name}, {title}", **{setting: value}) for c in CONVS]
 
 
-def shape_of(case: Conv | Pool) -> str:
-    shape = "×".join(map(str, case.size))
-    return shape if isinstance(case, Conv) else f"{case.num_rois} RoIs on {shape}"
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def compare(case: Conv | Pool, repeats: int, dtype=torch.float32, device: str = "cpu") -> dict:
     """Figures of every implementation; in place of those of what fails there is its error."""
-    row = dict(case=case.name, shape=shape_of(case), dtype=name_of(dtype), repeats=repeats)
-    print(f"{row['dtype']}, {row['shape']}, {case.name}", flush=True)
-    gpu = device == "cuda"
-    build = conv_functions if isinstance(case, Conv) else pool_functions
+    gpu, build, shape = device == "cuda", conv_functions, "×".join(map(str, case.size))
+    if isinstance(case, Pool):
+        build, shape = pool_functions, f"{case.num_rois} RoIs on {shape}"
+    row = dict(case=case.name, shape=shape, dtype=str(dtype).removeprefix("torch."))
+    print(f"{row['dtype']}, {shape}, {case.name}", flush=True)
     skipped = ("mmcv", "reference") if gpu else ("mmcv",) if MMCV is None else ()
     functions = {n: f for n, f in build(case, dtype, device).items() if n not in skipped}
     results = {name: {} for name in functions}
@@ -283,7 +273,7 @@ def compare(case: Conv | Pool, repeats: int, dtype=torch.float32, device: str = 
             values["difference"] = error or measure.largest_difference(function.both(), wanted)
         shown = [values.get(f"{k}_ms", values.get(f"{k}_error")) for k in ("forward", "both")]
         print(f"  {name:24} {shown[0]} / {shown[1]} ms", flush=True)
-    return row | {"results": results}
+    return row | dict(repeats=repeats, results=results)
 
 
 def measure_rates(repeats: int) -> dict:
@@ -294,7 +284,7 @@ def measure_rates(repeats: int) -> dict:
     calls = {"copy": lambda: (target.copy_(source),)}
     for dtype in CONV_DTYPES["cuda"]:
         matrix = torch.randn(MATMUL_SIZE, MATMUL_SIZE, dtype=dtype, device="cuda")
-        calls[name_of(dtype)] = lambda matrix=matrix: (matrix @ matrix,)
+        calls[str(dtype).removeprefix("torch.")] = lambda matrix=matrix: (matrix @ matrix,)
     figures = measure.side_by_side(calls, repeats, "cuda", measure.gpu_clock)
     seconds = {name: values["ms"] / 1e3 for name, values in figures.items()}
     return {
@@ -310,14 +300,14 @@ def measure_memory() -> list[dict]:
     functions = {
         "F.conv2d, channels-last": functions["F.conv2d (NHWC)"],
         "dcn, channels-last": own,
-        "dcn, contiguous": Function(own.op, functions["torchvision"].tensors, own.grad),
+        "dcn, contiguous": replace(own, tensors=functions["torchvision"].tensors),
         "dcn, channels-last, bfloat16": own.to(torch.bfloat16),
     }
     print("memory", flush=True)
     return [
         {
             "implementation": name,
-            "shape": shape_of(LARGE),
+            "shape": "×".join(map(str, LARGE.size)),
             "image_mb": function.tensors["input"].nbytes / 1e6,
             "forward_mb": measure.peak_extra_memory(function.forward, "cpu"),
             "both_mb": measure.peak_extra_memory(function.both, "cpu"),
@@ -335,12 +325,13 @@ def measure_threads(threads: int, repeats: int) -> list[dict]:
         torch.set_num_threads(count)
         return call()
 
-    rows = [{"case": name} for name in cases]
-    for row, function in zip(rows, cases.values(), strict=True):
-        print(f"threads: {row['case']}", flush=True)
+    rows = []
+    for name, function in cases.items():
+        print(f"threads: {name}", flush=True)
+        rows.append({"case": name})
         for kind in ("forward", "both"):
             call = getattr(function, kind)
             calls = {"one": partial(on, 1, call), "many": partial(on, threads, call)}
             for count, figures in measure.side_by_side(calls, repeats, "cpu").items():
-                row[f"{kind}_ms_{count}"] = figures["ms"]
+                rows[-1][f"{kind}_ms_{count}"] = figures["ms"]
     return rows

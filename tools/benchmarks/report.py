@@ -1,5 +1,6 @@
 """The Markdown pages and the plot of what has been measured."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from math import isnan, nan
 from pathlib import Path
@@ -16,7 +17,14 @@ SKIPPED = (
     "{} skipped, because mmcv's operators are not compiled. "
     "`./scripts/setup.sh --mmcv-ops` compiles them."
 )
-EXPLAINED = "[README.md](README.md) explains how they are measured and what the columns mean."
+# In the order of the plot's bars.
+COLOURS = {
+    REGULAR: "#9aa0a6",
+    "dcn": "#1a73e8",
+    "reference": "#8ab4f8",
+    "torchvision": "#dadce0",
+    "mmcv": "#dadce0",
+}
 
 
 class Figures(dict):
@@ -64,7 +72,10 @@ def _ops(result: dict) -> Iterator[str]:
     rates = sections.get("rates")
     yield f"# Operators on a {'GPU' if rates else 'CPU'}"
     yield _measured(result)
-    yield f"Times are medians in ms, forward / forward + backward.\n{EXPLAINED}"
+    yield (
+        "Times are medians in ms, forward / forward + backward.\n"
+        "[README.md](README.md) explains how they are measured and what the columns mean."
+    )
     if not rates and "mmcv" not in sections["pooling"][0]["results"]:
         yield SKIPPED.format("mmcv's rows were")
     if rates:
@@ -119,16 +130,22 @@ def _relative(groups: dict[str, list[dict]]) -> Iterator[dict]:
     for title, rows in groups.items():
         everything = [_one_regular(row["results"]) for row in rows]
         for name in (name for name in everything[0] if name != "dcn"):
-            ratios = zip(*(_ratios(r[name], r["dcn"]) for r in everything), strict=True)
-            yield {"name": f"{title}: {name}"} | dict(zip(KINDS, map(_span, ratios), strict=True))
+            line = {"name": f"{title}: {name}"}
+            for kind in KINDS:
+                ratios = (r[name][f"{kind}_ms"] / r["dcn"][f"{kind}_ms"] for r in everything)
+                if known := [ratio for ratio in ratios if not isnan(ratio)]:
+                    line[kind] = f"{min(known):.2f} – {max(known):.2f}"
+            yield line
 
 
-def _one_regular(results: dict) -> dict:
+def _one_regular(results: dict[str, dict]) -> dict[str, Figures]:
     """`F.conv2d` once, for each figure in the faster of its formats."""
+    results = {name: Figures(values) for name, values in results.items()}
     if FORMATS[0] not in results:
         return results
-    regular = {f"{k}_ms": min(results[f].get(f"{k}_ms", nan) for f in FORMATS) for k in KINDS}
-    return {REGULAR: regular} | {n: v for n, v in results.items() if n not in FORMATS}
+    first, second = (results.pop(name) for name in FORMATS)
+    regular = {f"{k}_ms": min(first[f"{k}_ms"], second[f"{k}_ms"]) for k in KINDS}
+    return {REGULAR: Figures(regular)} | results
 
 
 def _figures(rows: list[dict], rates: dict | None) -> Iterator[str]:
@@ -137,7 +154,7 @@ def _figures(rows: list[dict], rates: dict | None) -> Iterator[str]:
         "": "{case}",
         "implementation": "{name}",
         "ms": "{ms}",
-        "÷ dcn": "{ratios[0]:.2f} / {ratios[1]:.2f}",
+        "÷ dcn": "{forward_ratio:.2f} / {both_ratio:.2f}",
         "floor, ms": "{forward_floor:.3f} / {both_floor:.3f}",
         "host, µs": "{forward_host_us:.0f} / {both_host_us:.0f}",
         "extra memory, MB": "{forward_mb:.1f} / {both_mb:.1f}",
@@ -151,10 +168,13 @@ def _figures(rows: list[dict], rates: dict | None) -> Iterator[str]:
             label = ", ".join(filter(None, (name, values.get("dtype"))))
             if max(values.get(f"{kind}_late", 0) for kind in KINDS) > 0.5:
                 label += " (the host's time included)"
-            line = {"ms": _ms(values), "ratios": _ratios(values, row["results"]["dcn"])}
-            if rates:
-                line |= {f"{k}_floor": floor_ms(values, k, row["dtype"], rates) for k in KINDS}
-            lines.append(values | line | {"case": "" if i else case, "name": label})
+            line = values | {"case": "" if i else case, "name": label, "ms": _ms(values)}
+            for kind in KINDS:
+                key = f"{kind}_ms"
+                line[f"{kind}_ratio"] = values.get(key, nan) / row["results"]["dcn"].get(key, nan)
+                if rates:
+                    line[f"{kind}_floor"] = floor_ms(values, kind, row["dtype"], rates)
+            lines.append(line)
     yield table(columns, lines)
     if errors:
         yield "\n".join(errors)
@@ -167,21 +187,11 @@ def floor_ms(values: dict, kind: str, dtype: str, rates: dict) -> float:
     return max(moving, values[f"{kind}_operations"] / rate) * 1e3
 
 
-def _ratios(values: dict, over: dict) -> list[float]:
-    return [values.get(f"{k}_ms", nan) / over.get(f"{k}_ms", nan) for k in KINDS]
-
-
 def _ms(values: dict) -> str:
     """To three digits or four."""
     forward, both = (values.get(f"{k}_ms", nan) for k in KINDS)
     digits = 0 if forward >= 100 else 1 if forward >= 1 else 3
     return f"{forward:.{digits}f} / {both:.{digits}f}"
-
-
-def _span(values: Iterable[float]) -> str:
-    """From the least to the largest, of those that there are."""
-    values = [value for value in values if not isnan(value)]
-    return f"{min(values):.2f} – {max(values):.2f}" if values else "–"
 
 
 def _detector(result: dict) -> Iterator[str]:
@@ -248,54 +258,40 @@ def _kernels(result: dict) -> Iterator[str]:
         "": "{kernel}",
         "tile": "{tile}",
         "warps, stages": "{warps}, {stages}",
-        "registers": "{registers}",
-        "shared, KB": "{shared_kb}",
-        "programs": "{programs}",
-        "tensor cores": "{tensor_cores}",
-        "16-byte loads": "{wide_loads}",
+        "registers": "{a100[registers]} / {h100[registers]}",
+        "shared, KB": "{a100[shared_kb]:.0f} / {h100[shared_kb]:.0f}",
+        "programs": "{a100[programs]} / {h100[programs]}",
+        "tensor cores": "{a100[tensor_cores]} / {h100[tensor_cores]}",
+        "16-byte loads": "{a100[wide_loads]} / {h100[wide_loads]}",
     }
-    rows = result["sections"]["kernels"]
-    for name in dict.fromkeys(row["type"] for row in rows):
-        of_type = [row for row in rows if row["type"] == name]
+    of_type = defaultdict(list)
+    for row in result["sections"]["kernels"]:
+        cells = {"tensor_cores": row["tensor_cores"] or "none"}
+        if row["spilled"]:
+            cells["registers"] = f"{row['registers']} ({row['spilled']})"
+        of_type[row["type"]].append(row | cells)
+    for name, rows in of_type.items():
         yield f"## {name}"
-        yield table(columns, map(_one_line, of_type[::2], of_type[1::2]))
-
-
-def _one_line(*rows: dict) -> dict:
-    """Of a kernel on both GPUs."""
-    cells = [
-        {
-            "registers": str(row["registers"]) + (f" ({row['spilled']})" if row["spilled"] else ""),
-            "shared_kb": f"{row['shared_kb']:.0f}",
-            "programs": str(row["programs"]),
-            "tensor_cores": row["tensor_cores"] or "none",
-            "wide_loads": str(row["wide_loads"]),
-        }
-        for row in rows
-    ]
-    return rows[0] | {key: " / ".join(cell[key] for cell in cells) for key in cells[0]}
+        pairs = zip(rows[::2], rows[1::2], strict=True)
+        yield table(columns, (a100 | {"a100": a100, "h100": h100} for a100, h100 in pairs))
 
 
 def ops_plot(result: dict, path: Path) -> None:
     """Bars of forward + backward, on a logarithmic axis."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     sections = result["sections"]
     panels = {f"deform_conv2d\n{r['shape']}": r["results"] for r in sections["convolution"]}
     panels[f"RoIAlign\n{sections['pooling'][0]['shape']}"] = sections["pooling"][0]["results"]
-    colours = {REGULAR: "#9aa0a6", "dcn": "#1a73e8", "reference": "#8ab4f8"}
-    names = (REGULAR, "dcn", "reference", "torchvision", "mmcv")
-    figure, axes = plt.subplots(1, len(panels), figsize=(12, 2.9))
+    figure = Figure(figsize=(12, 2.9))
+    axes = figure.subplots(1, len(panels))
     for axis, (title, results) in zip(axes, panels.items(), strict=True):
         results = _one_regular(results)
-        bars = {name: results[name]["both_ms"] for name in names if name in results}
+        bars = {name: results[name]["both_ms"] for name in COLOURS if name in results}
         drawn = axis.barh(
-            [{"reference": "dcn, plain PyTorch"}.get(name, name) for name in bars],
+            [name.replace("reference", "dcn, plain PyTorch") for name in bars],
             bars.values(),
-            color=[colours.get(name, "#dadce0") for name in bars],
+            color=[COLOURS[name] for name in bars],
         )
         axis.bar_label(drawn, fmt="%.0f", padding=3, fontsize=9)
         axis.set(xscale="log", xlim=(5, max(bars.values()) * 4))
@@ -305,7 +301,7 @@ def ops_plot(result: dict, path: Path) -> None:
         axis.xaxis.set_visible(False)
         axis.spines[["top", "right", "bottom"]].set_visible(False)
     threads = result["settings"]["threads"]
-    title = "Forward + backward in ms, {} threads, float32 (logarithmic; shorter is faster)"
-    figure.suptitle(title.format(threads), fontsize=11)
+    title = f"Forward + backward in ms, {threads} threads, float32 (logarithmic; shorter is faster)"
+    figure.suptitle(title, fontsize=11)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
