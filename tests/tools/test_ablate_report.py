@@ -88,24 +88,24 @@ def log(folder, layers, ap):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-class Detector:
-    """In place of the real one: finds a disc in 7.png."""
-
-    def __init__(self, config, checkpoint):
-        if checkpoint.read_bytes() != b"weights":
-            raise CheckpointError("<broken>")
-
-    def __call__(self, paths, score_thr):
-        assert score_thr == 0.5
-        counts = [int(path.name == "7.png") for path in paths]
-        found = torch.tensor([[8, 8, 28, 28]]), torch.tensor([0.9]), torch.tensor([0])
-        return [Detections(*(x[:n] for x in found), ("disc", "box"), None) for n in counts]
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _detector():
+    """In place of the real one: finds a disc in 7.png."""
+    boxes, scores, labels = torch.tensor([[8, 8, 28, 28]] * 2), torch.tensor([0.9, 0.4]), [0, 0]
+    found = boxes, scores, torch.tensor(labels)
+
+    def load(config, checkpoint):
+        if checkpoint.read_bytes() != b"weights":
+            raise CheckpointError("<broken>")
+        return lambda paths, score_thr: [
+            Detections(*(x[scores >= score_thr] for x in found), ("disc", "box"), None)
+            if path.name == "7.png"
+            else Detections(*(x[:0] for x in found), ("disc", "box"), None)
+            for path in paths
+        ]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "Detector", Detector)
+        patch.setattr(pictures, "Detector", load)
         yield
 
 

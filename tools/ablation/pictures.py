@@ -18,7 +18,6 @@ from .results import Results
 from .study import Run
 
 SCORE = 0.5  # what is drawn has at least this
-TRUTH = "annotated"
 
 
 @dataclass
@@ -69,7 +68,7 @@ def _annotated(config: dict, count: int) -> list[Slide]:
         slide = Slide(Path(info["img_path"]), read_image(info["img_path"])[..., ::-1])
         boxes = [each["bbox"] for each in info["instances"]]
         labels = [each["bbox_label"] for each in info["instances"]]
-        slide.add(TRUTH, boxes, labels, None, dataset.metainfo["classes"])
+        slide.add("annotated", boxes, labels, None, dataset.metainfo["classes"])
         slides.append(slide)
     return slides
 

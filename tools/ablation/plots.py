@@ -4,7 +4,7 @@ from pathlib import Path
 
 import matplotlib
 import pandas as pd
-from cycler import cycler
+from matplotlib import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
