@@ -13,10 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dcndet.models.engine.cli import one_line_errors
 from mmengine.config import DictAction
 
-from tools.ablation.report import write_report
-from tools.ablation.running import cluster, execute_all, local_jobs
+from tools.ablation.report import as_text, to_markdown, write_report
+from tools.ablation.running import cluster, execute, execute_all, local_jobs
 from tools.ablation.study import Study, StudyError
-from tools.ablation.table import as_text, to_markdown
 from tools.ablation.workspace import Workspace
 from tools.benchmarks.measure import machine
 
@@ -29,23 +28,15 @@ def main():
     parser.add_argument("study", help="path of the study, for example configs/studies/bccd.py")
     add = parser.add_argument
     add("--work-dir", type=Path, help="of runs and report (default: work_dirs/studies/NAME)")
-    mode = parser.add_mutually_exclusive_group()
-    text = "list the runs and estimate the time, run nothing"
-    mode.add_argument("--dry-run", action="store_true", help=text)
-    text = "report on what has finished, run nothing"
-    mode.add_argument("--report", action="store_true", help=text)
+    mode = partial(parser.add_mutually_exclusive_group().add_argument, action="store_true")
+    mode("--dry-run", help="list the runs and estimate the time, run nothing")
+    mode("--report", help="report on what has finished, run nothing")
     add("--jobs", type=int, help="runs at a time (default: what the GPUs allow; on a cluster all)")
     text = "train each run on N GPUs (without a GPU: in N processes), with N times the batch"
     add("--gpus-per-run", type=int, default=1, metavar="N", help=text)
     add("--cluster", metavar="NAME", help="submit the runs through submitit: slurm, local")
-    add(
-        "--cluster-options",
-        nargs="+",
-        action=DictAction,
-        default={},
-        metavar="KEY=VALUE",
-        help="for submitit, for example slurm_partition=gpu cpus_per_task=8 timeout_min=1440",
-    )
+    text = "for submitit, for example slurm_partition=gpu cpus_per_task=8 timeout_min=1440"
+    add("--cluster-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help=text)
     args = parser.parse_args()
     for name in ("jobs", "gpus_per_run"):
         if (value := getattr(args, name)) is not None and value < 1:
@@ -61,18 +52,7 @@ def main():
     if args.dry_run:
         print(workspace.plan(jobs))
         return
-    failed = []
-    if not args.report:
-        stopped = Event()
-        execute = partial(execute_all, jobs=jobs, gpus=args.gpus_per_run, stopped=stopped)
-        if args.cluster:
-            options = args.cluster_options
-            if args.gpus_per_run > 1:
-                options = {"gpus_per_node": args.gpus_per_run} | options
-            train = cluster(args.cluster, folder / "jobs", options, stopped)
-            execute = partial(execute, train=train)
-        workspace.claim(args.gpus_per_run)
-        failed = run_all(workspace, execute)
+    failed = [] if args.report else run_all(workspace, jobs, args)
     command = shlex.join(["python", "tools/ablate.py", *sys.argv[1:]])
     results = workspace.results()
     page = write_report(results, folder, command, machine())
@@ -83,18 +63,23 @@ def main():
         raise StudyError(f"{len(failed)} runs failed, call again to retry: {'; '.join(failed)}")
 
 
-def run_all(workspace, execute):
+def run_all(workspace, jobs, args):
     """Run what is not finished; the names of those that failed."""
-    todo = [run for run, record in workspace.records() if not (record and record.finished)]
+    stopped, train, gpus = Event(), execute, args.gpus_per_run
+    if args.cluster:
+        options = ({"gpus_per_node": gpus} if gpus > 1 else {}) | (args.cluster_options or {})
+        train = cluster(args.cluster, workspace.folder / "jobs", options, stopped)
+    workspace.claim(gpus)
+    todo = [run for run, record in workspace.records() if not record.finished]
     failed = []
-    for i, (run, record) in enumerate(execute(todo), 1):
+    for i, (run, record) in enumerate(execute_all(todo, jobs, gpus, train, stopped), 1):
         workspace.write_results()
-        progress = f"[{i}/{len(todo)}] {run.name}"
         if record.finished:
-            print(f"{progress}: AP {record.metrics['AP']:.3f}", flush=True)
+            ending = f"AP {record.metrics['AP']:.3f}"
         else:
             failed.append(run.name)
-            print(f"{progress}: failed, {record.error} (see {run.folder})", flush=True)
+            ending = f"failed, {record.error} (see {run.folder})"
+        print(f"[{i}/{len(todo)}] {run.name}: {ending}", flush=True)
     return failed
 
 

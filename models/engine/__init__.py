@@ -8,6 +8,7 @@ from .optim import BFloat16OptimWrapper, mixed_precision
 from .options import check_options, merge_options
 from .pictures import MimicPictureHook
 from .runner import Runner
+from .screen import LogProcessor
 
 __all__ = [
     "BFloat16OptimWrapper",
@@ -17,6 +18,7 @@ __all__ = [
     "EngineError",
     "EpochSeedHook",
     "LastValidationHook",
+    "LogProcessor",
     "MimicPictureHook",
     "NonFiniteError",
     "NonFiniteHook",

@@ -45,6 +45,7 @@ class Runner(mmengine.runner.Runner):
     - The convolutions that predict offsets learn at a tenth of the rate
       (`optim.with_slow_offsets`).
     - Until the first iteration the terminal shows a dozen lines, and the log file all.
+    - Without a GPU the log's ``memory`` is the peak of the process (:class:`LogProcessor`).
     - With ``launcher='pytorch'`` and no accelerator the processes use gloo on the CPU.
     """
 
@@ -69,6 +70,11 @@ class Runner(mmengine.runner.Runner):
         logger = super().build_logger(*args, **kwargs)
         self._screen = limit(logger)
         return logger
+
+    def build_log_processor(self, log_processor):
+        if isinstance(log_processor, dict):  # without a type mmengine takes its own, unregistered
+            log_processor = {"type": "LogProcessor", **log_processor}
+        return super().build_log_processor(log_processor)
 
     def wrap_model(self, model_wrapper_cfg, model):
         if self.distributed and get_device() == "cpu" and model_wrapper_cfg is None:

@@ -2,11 +2,14 @@
 
 import logging
 import os
+import re
 from pathlib import Path
 
+import mmengine.runner
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.registry import LOG_PROCESSORS
 
 UNTRUE = ("FileClient", "HardDiskBackend")  # warnings of mmengine about its own calls
 
@@ -34,6 +37,31 @@ def limit(logger: logging.Logger) -> FirstScreen:
 def say(logger: logging.Logger, message: str) -> None:
     """Log at INFO, to the terminal as well."""
     logger.info(message, extra={"terminal": True})
+
+
+@LOG_PROCESSORS.register_module(force=True)
+class LogProcessor(mmengine.runner.LogProcessor):
+    """mmengine's, whose ``memory`` is the peak of the process, in MB, where there is no GPU.
+
+    Registered in place of mmengine's, which then logs none.
+    """
+
+    def get_log_after_iter(self, runner, batch_idx, mode):
+        tag, line = super().get_log_after_iter(runner, batch_idx, mode)
+        if "memory" not in tag and (peak := _peak_memory()) is not None:
+            tag["memory"] = peak
+            line = re.sub(r"data_time: \S+  ", rf"\g<0>memory: {peak}  ", line)
+        return tag, line
+
+
+def _peak_memory() -> int | None:
+    """In MB; None where the system does not tell.
+
+    What getrusage says would begin with the parent's memory, from before the exec.
+    """
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) // 1024 if found else None
 
 
 class SummaryHook(Hook):

@@ -1,8 +1,10 @@
 """Whole runs of a toy model. As a script (see ``killed``) this file trains until it is killed."""
 
 import errno
+import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -371,6 +373,16 @@ def test_offsets_learn_at_a_tenth_without_a_line_in_the_config(keys, offsets, we
     layer = runner.model.layer4[0]
     assert rate[id(layer.conv_offset.bias)] == pytest.approx(offsets)
     assert rate[id(layer.weight)] == pytest.approx(weight)
+
+
+def test_the_log_has_the_memory_without_a_gpu_too(tmp_path):
+    _, runner = train(tmp_path)
+    line = r"time: \S+  data_time: \S+  memory: (\d+)  loss"  # mmengine's, with a GPU
+    printed = [int(mb) for mb in re.findall(line, Path(runner.logger._log_file).read_text())]
+    logs = next(tmp_path.glob("*/vis_data/scalars.json")).read_text().splitlines()
+    assert [json.loads(line)["memory"] for line in logs] == printed
+    assert len(printed) == 3
+    assert 50 < printed[0] <= printed[-1] < 50_000 or torch.cuda.is_available()
 
 
 def test_the_first_screen_is_short_and_the_log_file_has_everything(tmp_path, capfd):

@@ -8,12 +8,14 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+import torch
+from dcndet.models.engine import CheckpointError
+from dcndet.models.inference import Detections
 
 from tools.ablation import pictures
 from tools.ablation.report import write_report
-from tools.ablation.results import METRICS, Record
+from tools.ablation.results import METRICS, Record, make_results
 from tools.ablation.study import Study, StudyError
-from tools.ablation.table import make_results
 
 STUDY = """
 title = 'A <i>study</i> & "more"'
@@ -61,7 +63,7 @@ def make(root):
     for run in study.runs(root / "runs"):
         name = run.cell.name
         if name not in AP:
-            ended.append((run, None))
+            ended.append((run, Record()))
         elif name == "3 layers, dconv" and run.seed == 1:
             ended.append((run, Record(finished=False, error=ERROR)))
         else:
@@ -69,8 +71,6 @@ def make(root):
             log(run.folder, run.cell.settings["layers"], ap)
             (run.folder / "epoch_2.pth").write_bytes(b"weights")
             (run.folder / "last_checkpoint").write_text("/moved/since/epoch_2.pth")
-            found = [dict(image_id=7, category_id=5, bbox=[8, 8, 20, 20], score=s) for s in (1, 0)]
-            (run.folder / "detections.json").write_text(json.dumps(found))
             metrics = dict.fromkeys(METRICS, ap)
             ended.append((run, Record(True, metrics=metrics, iteration=ap, memory=1e3 * ap)))
     return study, ended
@@ -86,6 +86,27 @@ def log(folder, layers, ap):
     path = folder / "20000101_000000" / "vis_data" / "scalars.json"
     path.parent.mkdir(parents=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _detector():
+    """In place of the real one: finds a disc in 7.png."""
+    boxes, scores, labels = torch.tensor([[8, 8, 28, 28]] * 2), torch.tensor([0.9, 0.4]), [0, 0]
+    found = boxes, scores, torch.tensor(labels)
+
+    def load(config, checkpoint):
+        if checkpoint.read_bytes() != b"weights":
+            raise CheckpointError("<broken>")
+        return lambda paths, score_thr: [
+            Detections(*(x[scores >= score_thr] for x in found), ("disc", "box"), None)
+            if path.name == "7.png"
+            else Detections(*(x[:0] for x in found), ("disc", "box"), None)
+            for path in paths
+        ]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "Detector", load)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -123,36 +144,33 @@ def test_markdown(page):
 
 def test_one_seed_and_no_baseline(study, tmp_path):
     """A study that has just begun: no spread, no interval, nothing to compare with."""
-    begun, ended = (
-        study[0],
-        [
-            (run, record if run.seed == 0 and run.cell != study[0].baseline else None)
-            for run, record in study[1]
-        ],
-    )
+    begun, ended = study
+    ended = [
+        (run, record if run.seed == 0 and run.cell != begun.baseline else Record())
+        for run, record in ended
+    ]
     text = write_report(make_results(begun, ended, {}), tmp_path, "", {}).read_text()
     assert "Highest mean AP: 0.500, 6 layers, mdconv.</p>" in text
     assert "regular &lt;b&gt;|$x$: no run has finished" in text
-    nothing = make_results(begun, [(run, None) for run, _ in ended], {})
+    nothing = make_results(begun, [(run, Record()) for run, _ in ended], {})
     with pytest.raises(StudyError, match=r"study\.py: no run has finished yet, there is nothing"):
         write_report(nothing, tmp_path, "", {})
 
 
-def test_detections_are_made_where_they_lack(tmp_path, monkeypatch):
+def test_checkpoints_that_cannot_be_loaded(tmp_path):
     study, ended = make(tmp_path)
-    run = next(run for run, _ in ended if run.cell.name == "3 layers, mdconv")
-    assert pictures.detections(run) == {7: [([8, 8, 28, 28], 5, 1)]}  # score 0 is too little
-    code = "import pathlib, sys; args = sys.argv[1:]; print(args)\n"
-    code += "pathlib.Path(args[args.index('--out') + 1]).write_text('[]')"
-    (tmp_path / "stub.py").write_text(code)
-    monkeypatch.setattr(pictures, "TEST", tmp_path / "stub.py")
-    os.utime(run.folder / "detections.json", (0, 0))  # older than the checkpoint
-    assert pictures.detections(run) == {}
-    (run.folder / "detections.json").write_text('[{"image_id": 7, "sc')  # cut off
-    (tmp_path / "stub.py").write_text("import sys; sys.exit('error: <broken>')")
-    text = write_report(make_results(study, ended, {}), tmp_path, "", {}).read_text()
-    assert re.search(r"3 layers, mdconv: tools/test.py failed on \S+: error: &lt;broken&gt;", text)
+    runs = [run for run, _ in ended if run.cell.name in study.pictures["cells"]]
+    (runs[1].folder / "epoch_2.pth").write_bytes(b"wei")  # cut off
+    results = make_results(study, ended, {})
+    text = write_report(results, tmp_path, "", {}).read_text()
+    assert "<p>3 layers, mdconv: &lt;broken&gt;</p>" in text
     assert "7.png, regular &lt;b&gt;|$x$: 1 box" in text  # the others are shown
+    (runs[0].folder / "last_checkpoint").unlink()
+    text = write_report(results, tmp_path, "", {}).read_text()
+    assert f"<p>regular &lt;b&gt;|$x$: no checkpoint in {runs[0].folder}</p>" in text
+    (tmp_path / "val" / "8.png").write_bytes(b"")
+    text = write_report(results, tmp_path, "", {}).read_text()
+    assert re.search(r"<p>the evaluation set cannot be shown: .*8\.png", text)
 
 
 def test_page_in_a_browser(page):

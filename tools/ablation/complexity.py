@@ -2,10 +2,10 @@
 
 import copy
 import json
+from contextlib import suppress
 
 import torch
 from mmdet.registry import DATASETS, MODELS
-from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, register_flop_formula
@@ -26,23 +26,18 @@ def complexity(run: Run) -> dict[str, float]:
     image of the evaluation, with untrained weights; sampling and pooling are not counted.
     """
     path = run.folder.parent / "complexity.json"
-    try:
+    with suppress(OSError, ValueError):  # not there, or cut off
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there, or cut off
-        found = _count(copy.deepcopy(run.content))
-    write_text(path, json.dumps(found) + "\n")
-    return found
-
-
-def _count(config: Config) -> dict[str, float]:
-    init_default_scope("mmdet")
+    config = copy.deepcopy(run.content)
     config.model.backbone.init_cfg = None  # no download
+    init_default_scope("mmdet")
     torch.manual_seed(0)
     model = MODELS.build(config.model).eval()
     parameters = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("mimic."))
     sample = DATASETS.build(config.val_dataloader.dataset)[0]
     data = model.data_preprocessor(pseudo_collate([sample]), False)
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(**data, mode="tensor")
-    return {"parameters": parameters, "gflops": counter.get_total_flops() / 2 / 1e9}
+    found = {"parameters": parameters, "gflops": counter.get_total_flops() / 2 / 1e9}
+    write_text(path, json.dumps(found) + "\n")
+    return found

@@ -1,131 +1,85 @@
 """Detections of a study's cells, drawn side by side."""
 
 import io
-import json
-import subprocess
-import sys
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from dcndet.data.errors import DataError
 from dcndet.data.loading import read_image
+from dcndet.models.engine import CheckpointError
+from dcndet.models.inference import Detector
 from dcndet.models.visualization import draw_boxes
 from mmdet.registry import DATASETS
 from mmengine.registry import init_default_scope
 from PIL import Image
 
+from .results import Results
 from .study import Run
-from .table import Results
 
-TEST = Path(__file__).resolve().parents[1] / "test.py"
 SCORE = 0.5  # what is drawn has at least this
-TRUTH = "annotated"
-
-Box = tuple[list[float], int, float]  # [x1, y1, x2, y2], category id, score
 
 
 @dataclass
 class Slide:
-    """One image: a panel as annotated and one for each cell, by the panel's title."""
+    """One image: a panel as annotated and one for each cell, by title."""
 
-    name: str
-    panels: dict[str, bytes]  # WebP
-    counts: dict[str, int]  # boxes
+    path: Path
+    image: np.ndarray  # RGB
+    panels: dict[str, tuple[str, bytes]] = field(default_factory=dict)  # caption, WebP
+
+    def add(self, title: str, boxes, labels, scores, classes) -> None:
+        out = io.BytesIO()
+        picture = draw_boxes(self.image, boxes, labels, scores, classes, max_side=800)
+        Image.fromarray(picture).save(out, "webp", quality=88)
+        caption = f"{title}: {len(boxes)} box{'es' * (len(boxes) != 1)}"
+        self.panels[title] = caption, out.getvalue()
 
 
 def make_pictures(results: Results) -> tuple[list[Slide], list[str]]:
-    """Draw the first images of the evaluation set with what the study's `pictures['cells']` found.
+    """Draw the first images of the evaluation set with what the study's `pictures['cells']` find.
 
     Of a cell it is the run with the lowest seed; without names it is the baseline and the cell with
-    the highest mean AP.
-
-    Returns:
-        The pictures, and why a cell has none.
+    the highest mean AP. Returns the pictures, and why a cell has none.
     """
     study, problems = results.study, []
-    found: dict[str, tuple[Run, dict[int, list[Box]]]] = {}
-    for name in study.pictures["cells"] or [study.baseline.name, results.best.name]:
-        try:
-            run = min(results.finished(name), key=lambda run: run.seed)
-            found[name] = (run, detections(run))
-        except ValueError:
-            problems.append(f"{name}: no run has finished")
-        except PictureError as error:
-            problems.append(f"{name}: {error}")
-    try:
-        return _slides(study.pictures["images"], found), problems
-    except DataError as error:
-        return [], [*problems, f"the evaluation set cannot be shown: {error}"]
-
-
-class PictureError(Exception):
-    """Why a run has no detections."""
-
-
-def detections(run: Run) -> dict[int, list[Box]]:
-    """What a run's last checkpoint finds on the evaluation set, by image id.
-
-    tools/test.py is run unless its file is there and newer than the checkpoint.
-
-    Raises:
-        PictureError: it failed, with its last line.
-    """
-    try:
-        checkpoint = (run.folder / "last_checkpoint").read_text(encoding="utf-8").strip()
-    except OSError:
-        raise PictureError(f"no checkpoint in {run.folder}") from None
-    path = run.folder / Path(checkpoint).name  # the folder may have moved since
-    out = run.folder / "detections.json"
-    with suppress(OSError, ValueError, TypeError, KeyError):  # cut off: made again
-        if out.stat().st_mtime >= path.stat().st_mtime:
-            return _read(out)
-    print(f"{run.name}: detections", flush=True)
-    command = [sys.executable, str(TEST), str(run.config), str(path)]
-    command += ["--work-dir", str(run.folder / "test"), "--out", str(out)]
-    process = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
-    if process.returncode:
-        last = [f"exit status {process.returncode}", *process.stdout.strip().splitlines()][-1]
-        raise PictureError(f"tools/test.py failed on {path}: {last}")
-    return _read(out)
-
-
-def _read(path: Path) -> dict[int, list[Box]]:
-    boxes: dict[int, list[Box]] = {}
-    for item in json.loads(path.read_text(encoding="utf-8")):
-        if item["score"] >= SCORE:
-            x, y, width, height = item["bbox"]
-            box = ([x, y, x + width, y + height], item["category_id"], item["score"])
-            boxes.setdefault(item["image_id"], []).append(box)
-    return boxes
-
-
-def _slides(count: int, found: dict[str, tuple[Run, dict[int, list[Box]]]]) -> list[Slide]:
-    if not found:
-        return []
     init_default_scope("mmdet")
-    run = next(iter(found.values()))[0]
-    dataset = DATASETS.build(run.content.val_dataloader.dataset)
+    try:
+        slides = _annotated(study.config.val_dataloader.dataset, study.pictures["images"])
+    except DataError as error:
+        return [], [f"the evaluation set cannot be shown: {error}"]
+    shown = study.pictures["cells"] or [study.baseline.name, results.best.name]
+    for name in dict.fromkeys(shown):
+        try:
+            found = _detector(results.finished(name))([slide.path for slide in slides], SCORE)
+        except Exception as error:  # whatever a checkpoint holds, it costs these panels only
+            problems.append(f"{name}: {error}")
+            continue
+        for slide, one in zip(slides, found, strict=True):
+            slide.add(name, one.boxes, one.labels.tolist(), one.scores.tolist(), one.classes)
+    return slides, problems
+
+
+def _annotated(config: dict, count: int) -> list[Slide]:
+    dataset = DATASETS.build(config)
     slides = []
     for i in range(min(count, len(dataset))):
         info = dataset.get_data_info(i)
-        image = read_image(info["img_path"])[..., ::-1]
-        panels = {TRUTH: [(each["bbox"], each["bbox_label"], 1) for each in info["instances"]]}
-        for cell, (_, by_image) in found.items():
-            panels[cell] = [
-                (box, dataset.cat_ids.index(category), score)
-                for box, category, score in by_image.get(info["img_id"], [])
-            ]
-        slide = Slide(Path(info["img_path"]).name, {}, {t: len(b) for t, b in panels.items()})
-        for title, items in panels.items():
-            boxes, labels, scores = zip(*items, strict=True) if items else ([], [], [])
-            known = None if title == TRUTH else scores
-            classes = dataset.metainfo["classes"]
-            out = io.BytesIO()
-            picture = draw_boxes(image, boxes, labels, known, classes, max_side=800)
-            Image.fromarray(picture).save(out, "webp", quality=88)
-            slide.panels[title] = out.getvalue()
+        slide = Slide(Path(info["img_path"]), read_image(info["img_path"])[..., ::-1])
+        boxes = [each["bbox"] for each in info["instances"]]
+        labels = [each["bbox_label"] for each in info["instances"]]
+        slide.add("annotated", boxes, labels, None, dataset.metainfo["classes"])
         slides.append(slide)
     return slides
+
+
+def _detector(runs: list[Run]) -> Detector:
+    """With the last weights of the run that has the lowest seed."""
+    if not runs:
+        raise CheckpointError("no run has finished")
+    run = min(runs, key=lambda run: run.seed)
+    try:
+        checkpoint = (run.folder / "last_checkpoint").read_text(encoding="utf-8").strip()
+    except OSError:
+        raise CheckpointError(f"no checkpoint in {run.folder}") from None
+    return Detector(run.config, run.folder / Path(checkpoint).name)  # it may have moved since

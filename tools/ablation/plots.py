@@ -1,26 +1,26 @@
 """Figures of a study: what its parts gave, and how its runs trained."""
 
-import io
-from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib
 import pandas as pd
+from matplotlib import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .results import METRICS, Log
-from .table import Results
+from .results import METRICS, Results, curve
 
 # Okabe and Ito's without black and yellow: the colour-blind tell them apart.
 PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
-DASHES = ["-", "--", ":", "-."]
-BASELINE = dict(color="#1f2328", linewidth=2)
+BASELINE = "#1f2328"
+LEGEND = dict(loc="outside lower center", ncols=2, handlelength=2.6)
 STYLE = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.grid": True,
     "axes.axisbelow": True,
+    "axes.prop_cycle": cycler(linestyle=["-", "--", ":", "-."]) * cycler(color=PALETTE),
     "grid.alpha": 0.25,
     "legend.fontsize": 9,
     "legend.frameon": False,
@@ -28,118 +28,100 @@ STYLE = {
 }
 
 
-@dataclass
-class Plot:
-    name: str  # of its file
-    title: str
-    png: bytes
-
-
-def make_plots(results: Results, logs: dict[str, list[Log]]) -> list[Plot]:
+def make_plots(results: Results, folder: Path) -> dict[str, Path]:
     """Figures of what has finished: AP by layers, where these vary, AP by part, loss, AP by epoch.
 
-    Args:
-        logs: of the finished runs, by the name of their cell.
+    Returns their files in `folder`, by the figure's title.
     """
-    base = results.study.baseline.name
-    counts = {cell.settings.get("layers") for cell in results.study.cells if cell.name in logs}
+    files, ap = {}, METRICS["AP"]
+    folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
-        plots = [_by_layers(results, set(logs))] if len(counts - {None}) > 1 else []
-        plots.append(_by_part(results, list(logs)))
-        losses = {cell: _mean(of_cell, "train", "loss") for cell, of_cell in logs.items()}
-        plots.append(_curves("loss", "Training loss", "iteration", losses, base))
-        aps = {cell: _mean(of_cell, "val", METRICS["AP"]) for cell, of_cell in logs.items()}
-        plots.append(_curves("ap_by_epoch", "AP after each evaluation", "epoch", aps, base))
-    return plots
+        figures = {
+            "ap_by_layers": _by_layers(results),
+            "ap_by_part": _by_part(results),
+            "loss": _curves(results, "Training loss", "loss", "iteration", "loss"),
+            "ap_by_epoch": _curves(results, "AP after each evaluation", "AP", "epoch", ap),
+        }
+        for name, figure in figures.items():
+            if figure is not None:
+                path = files[figure.get_suptitle()] = folder / f"{name}.png"
+                figure.savefig(path, dpi=160)
+    return files
 
 
-def _mean(logs: list[Log], kind: str, key: str) -> pd.Series:
-    """By step, the mean over the logs of what all of them have."""
-    series = [pd.Series({line["step"]: line[key] for line in getattr(log, kind)}) for log in logs]
-    return pd.concat(series, axis=1, join="inner").sort_index().mean(axis=1)
-
-
-def _by_layers(results: Results, finished: set[str]) -> Plot:
+def _by_layers(results: Results) -> Figure | None:
     """A line for each value of the other axes; a cell without deformable layers is on all that
     share its other settings.
     """
-    cells = [c for c in results.study.cells if "layers" in c.settings and c.name in finished]
-    counts = {cell.name: cell.settings["layers"] for cell in cells}
-    others = {c.name: {k: v for k, v in c.settings.items() if k != "layers"} for c in cells}
-    lines = [rest for name, rest in others.items() if counts[name]]
-    lines = [rest for i, rest in enumerate(lines) if rest not in lines[:i]]
-    figure, axes = _figure(3.4)
+    cells = [c for c in results.study.cells if c.name in results.logs and "layers" in c.settings]
+    others = {cell.name: dict(cell.settings) for cell in cells}
+    counts = pd.Series({name: settings.pop("layers") for name, settings in others.items()})
+    if counts.nunique() < 2:
+        return None
+    lines = [settings for name, settings in others.items() if counts[name]]
+    lines = [line for i, line in enumerate(lines) if line not in lines[:i]]
+    figure, axes = _figure("AP by the number of deformable layers", 3.4, len(lines))
     for i, line in enumerate(lines):
         names = [
             name
-            for name in sorted(others, key=counts.get)
-            if others[name] == line or (not counts[name] and others[name].items() <= line.items())
+            for name, other in others.items()
+            if other == line or (not counts[name] and other.items() <= line.items())
         ]
+        places = counts[names].sort_values()
+        places = places + 0.15 * (i - 0.5) * (places > 0)  # side by side, not one over the other
         label = ", ".join(v if isinstance(v, str) else f"{k} {v}" for k, v in line.items())
-        # Side by side, not one over the other.
-        places = [counts[name] + (counts[name] and 0.15 * (i - 0.5)) for name in names]
         style = dict(color=PALETTE[i % 6], marker="osD^vP"[i % 6], markersize=5, capsize=3)
         style["linestyle"] = "-" if len(names) > 2 else "none"  # two points are no trend
-        part = results.cells.loc[names]
+        part = results.cells.loc[places.index]
         axes.errorbar(places, part["AP"], part["AP std"], label=label or "deformable", **style)
-        for place, name in zip(places, names, strict=True):
-            seeds = _seeds(results, name)
-            axes.plot([place] * len(seeds), seeds, ".", color=style["color"], alpha=0.4)
-    axes.set_xticks(sorted(set(counts.values())))
-    axes.set_xlabel("deformable layers")
-    axes.set_ylabel("AP (mean ± std, dots: seeds)")
-    return _plot(figure, "ap_by_layers", "AP by the number of deformable layers")
+        runs = results.runs[results.runs["cell"].isin(names)]
+        axes.plot(runs["cell"].map(places), runs["AP"], ".", color=style["color"], alpha=0.4)
+    axes.set_xticks(sorted(set(counts)))
+    axes.set(xlabel="deformable layers", ylabel="AP (mean ± std, dots: seeds)")
+    figure.legend(**LEGEND)
+    return figure
 
 
-def _by_part(results: Results, names: list[str]) -> Plot:
-    figure, axes = _figure(1.0 + 0.34 * len(names))
-    for place, name in enumerate(names):
-        cell, is_base = results.cells.loc[name], name == results.study.baseline.name
-        colour = BASELINE["color"] if is_base else PALETTE[0]
+def _by_part(results: Results) -> Figure:
+    cells = results.cells.loc[[*results.logs]]
+    figure, axes = _figure("AP by part; dashed: the baseline", 1.0 + 0.34 * len(cells))
+    for place, (name, cell) in enumerate(cells.iterrows()):
+        is_base = name == results.study.baseline.name
+        colour = BASELINE if is_base else PALETTE[0]
         if is_base:
             axes.axvline(cell["AP"], color=colour, linestyle="--", linewidth=1, alpha=0.6)
         axes.errorbar(cell["AP"], place, xerr=cell["AP std"], fmt="D", color=colour, capsize=3)
-        seeds = _seeds(results, name)
+        seeds = results.runs.loc[results.runs["cell"] == name, "AP"]
         axes.plot(seeds, [place + 0.25] * len(seeds), ".", color=colour, alpha=0.6)
-    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    axes.set_yticks(range(len(cells)), cells.index.map(_short))
     axes.invert_yaxis()
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel("AP (diamond: mean ± std, dots: seeds)")
-    return _plot(figure, "ap_by_part", "AP by part; dashed: the baseline")
+    return figure
 
 
-def _seeds(results: Results, cell: str) -> list[float]:
-    return results.runs.loc[results.runs["cell"] == cell, "AP"].dropna().tolist()
-
-
-def _curves(name: str, title: str, x: str, curves: dict[str, pd.Series], baseline: str) -> Plot:
-    figure, axes = _figure(3.2)
-    styles = [dict(color=c, linestyle=dash) for dash in DASHES for c in PALETTE] * len(curves)
-    for cell, values in curves.items():
-        style = BASELINE if cell == baseline else styles.pop(0)
-        marker = "o" if len(values) < 12 else ""
-        axes.plot(values, label=_short(cell), marker=marker, markersize=4, **style)
+def _curves(results: Results, title: str, y: str, x: str, key: str) -> Figure:
+    """For each cell, at the steps that all its runs have, the mean of what they logged as `key`."""
+    figure, axes = _figure(title, 3.2, len(results.logs))
+    for cell, logs in results.logs.items():
+        curves = [curve(log, key) for log in logs]
+        mean = pd.concat(curves, axis=1, join="inner").mean(axis=1)
+        is_base = cell == results.study.baseline.name
+        style = dict(color=BASELINE, linestyle="-", linewidth=2) if is_base else {}
+        marker = "o" if len(mean) < 12 else ""
+        axes.plot(mean, label=_short(cell), marker=marker, markersize=4, **style)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set_xlabel(x)
-    axes.set_ylabel(f"{'AP' if x == 'epoch' else name}, mean over seeds")
-    return _plot(figure, name, title)
+    axes.set(xlabel=x, ylabel=f"{y}, mean over seeds")
+    figure.legend(**LEGEND)
+    return figure
 
 
 def _short(name: str, length: int = 26) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(4.6, height), layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _plot(figure: Figure, name: str, title: str) -> Plot:
-    labels = figure.axes[0].get_legend_handles_labels()[1]
-    if labels:
-        figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(labels) // 2))
-        figure.legend(loc="outside lower center", ncols=2, handlelength=2.6)
+def _figure(title: str, height: float, legend: int = 0) -> tuple[Figure, Axes]:
+    """With room for a legend of so many entries."""
+    figure = Figure(figsize=(4.6, height + 0.2 * -(-legend // 2)), layout="constrained")
     figure.suptitle(title, fontsize=10.5)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=160)
-    return Plot(name, title, out.getvalue())
+    return figure, figure.add_subplot()

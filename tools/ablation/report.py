@@ -9,10 +9,9 @@ import pandas as pd
 
 from .pictures import SCORE, make_pictures
 from .plots import make_plots
-from .results import Log, read_log, write_text
+from .results import COSTS, Results, write_text
 from .running import LOG
 from .study import StudyError
-from .table import Results, as_text, costs_as_text, formatted, markdown_text, to_markdown
 
 OFFSETS = (
     "What every deformable layer did at the end of training, mean over seeds: the length of its "
@@ -31,9 +30,6 @@ READING = (
 def write_report(results: Results, folder: Path, command: str, machine: dict[str, object]) -> Path:
     """Write `report.html`, `report.md` and `plots/*.png` into `folder`.
 
-    Detections that are not there yet are made (see `pictures.detections`), which takes an
-    evaluation for each cell that is shown.
-
     Returns the path of the page.
 
     Args:
@@ -43,35 +39,35 @@ def write_report(results: Results, folder: Path, command: str, machine: dict[str
     Raises:
         StudyError: no run has finished.
     """
-    failed = [(run, record) for run, record in results.ended if record and not record.finished]
+    failed = [(run, record) for run, record in results.ended if record.error]
     if not results.cells["finished"].any():
         raise StudyError(
             f"{results.study.path}: no run has finished yet, there is nothing to report"
             + "".join(f"\n{run.name}: {record.error}" for run, record in failed)
         )
-    logs = {
-        name: [read_log(run.folder) for run in results.finished(name)]
-        for name in results.cells.index[results.cells["finished"] > 0]
-    }
-    plots = make_plots(results, logs)
-    (folder / "plots").mkdir(parents=True, exist_ok=True)
-    for plot in plots:
-        (folder / "plots" / f"{plot.name}.png").write_bytes(plot.png)
-    layers = {name: found for name, of_cell in logs.items() if len(found := _layers(of_cell))}
-    content = dict(study=results.study, lead=_lead(results), table=as_text(results.cells))
-    content |= dict(facts=_facts(results, command, machine), plots=plots, layers=layers)
-    content |= dict(reading=READING.format(results.study.baseline.name), offsets=OFFSETS)
-    content["failed"] = failed
+    baseline = results.study.baseline.name
+    content = dict(
+        title=results.study.title,
+        lead=_lead(results),
+        facts=_facts(results, command, machine),
+        table=as_text(results.cells),
+        reading=READING.format(baseline),
+        plots=make_plots(results, folder / "plots"),
+        layers={cell: found for cell, each in results.logs.items() if len(found := _layers(each))},
+        offsets=OFFSETS,
+        failed=failed,
+    )
     write_text(folder / "report.md", _markdown(**content))
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
-    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     slides, problems = make_pictures(results)
-    page = environment.get_template("report.html").render(
+    better, worse = results.cells["low"] > 0, results.cells["high"] < 0
+    source = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    page = jinja2.Template(source, autoescape=True, trim_blocks=True).render(
         content,
-        costs=costs_as_text(results.cells, results.study.baseline.name),
-        clear=(results.cells["low"] > 0) * 1 - (results.cells["high"] < 0),
-        waiting=[run for run, record in results.ended if record is None],
+        base64=lambda data: base64.b64encode(data).decode(),
+        baseline=baseline,
+        costs=costs_as_text(results.cells, baseline),
+        marks=better.map({True: "better"}).fillna(worse.map({True: "worse", False: ""})),
+        waiting=[run.name for run, record in results.ended if record.state == "waiting"],
         **dict(slides=slides, problems=problems, score=SCORE, log=LOG),
     )
     write_text(folder / "report.html", page)
@@ -79,23 +75,22 @@ def write_report(results: Results, folder: Path, command: str, machine: dict[str
 
 
 def _facts(results: Results, command: str, machine: dict[str, object]) -> dict[str, str]:
-    study, config = results.study, results.study.config
-    data = config.train_dataloader.dataset if "train_dataloader" in config else {}
+    study = results.study
+    data = study.config.train_dataloader.dataset
     while "dataset" in data:  # RepeatDataset and the like
         data = data["dataset"]
-    known = {key.replace("_", " "): value for key, value in machine.items() if value}
+    parts = [data.get(key) for key in ("type", "data_root", "ann_file")]
+    known = (f"{key.replace('_', ' ')}: {value}" for key, value in machine.items() if value)
     facts = {
         "command": command,
         "base config": study.base.as_posix(),
         "options": ", ".join(f"{key}={value}" for key, value in study.options.items()),
-        "epochs": str(config.train_cfg.max_epochs),
-        "data set": " ".join(
-            str(data[key]) for key in ("type", "data_root", "ann_file") if data.get(key)
-        ),
+        "epochs": str(study.config.train_cfg.max_epochs),
+        "data set": " ".join(str(part) for part in parts if part),
         "seeds": ", ".join(map(str, study.seeds)),
-        "runs": f"{results.cells['finished'].sum()} of {len(results.ended)} finished",
+        "runs": f"{results.cells['finished'].sum():.0f} of {len(results.ended)} finished",
         "baseline": study.baseline.name,
-        "machine": "; ".join(f"{key}: {value}" for key, value in known.items()),
+        "machine": "; ".join(known),
         "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     }
     return {key: value for key, value in facts.items() if value}
@@ -103,42 +98,42 @@ def _facts(results: Results, command: str, machine: dict[str, object]) -> dict[s
 
 def _lead(results: Results) -> str:
     best = results.best
+    difference, interval = as_text(results.cells).loc[best.name, ["difference", "95 % interval"]]
     text = f"Highest mean AP: {best['AP']:.3f}, {best.name}"
-    if pd.notna(best["low"]):
-        gain = "{difference:+.3f} to the baseline, 95 % interval {low:+.3f} to {high:+.3f}"
-        text += f" ({gain.format(**best)})"
-    elif pd.notna(best["difference"]):
-        text += f" ({best['difference']:+.3f} to the baseline; an interval takes two seeds of both)"
+    if interval:
+        text += f" ({difference} to the baseline, 95 % interval {interval})"
+    elif difference:
+        text += f" ({difference} to the baseline; an interval takes two seeds of both)"
     elif best.name == results.study.baseline.name:
         text += ", the baseline"
     return text + "."
 
 
-def _layers(logs: list[Log]) -> pd.DataFrame:
+def _layers(logs: list[pd.DataFrame]) -> pd.DataFrame:
     """The last figures that each deformable layer logged, mean over the runs."""
-    last = pd.DataFrame([{k: v for line in log.offsets for k, v in line.items()} for log in logs])
+    last = pd.DataFrame([log.filter(like="offsets/").ffill().iloc[-1] for log in logs]).mean()
     lines: dict[str, dict[str, float]] = {}
-    for key, value in last.mean().filter(like="offsets/").items():
+    for key, value in last.items():
         layer, figure = key.removeprefix("offsets/").rsplit("/", 1)
         lines.setdefault(layer, {})[figure] = value
     figures = pd.DataFrame(lines, ["mean", "p95", "outside", "mask_mean", "mask_std"]).T
+    mask_std = formatted(figures["mask_std"], " ± {:.2f}")
     columns = {
         "mean |Δp|": formatted(figures["mean"], "{:.2f}"),
         "95th percentile": formatted(figures["p95"], "{:.2f}"),
         "outside": formatted(figures["outside"], "{:.1%}"),
-        "mask Δm": formatted(figures["mask_mean"], "{:.2f}")
-        + formatted(figures["mask_std"], " ± {:.2f}"),
+        "mask Δm": formatted(figures["mask_mean"], "{:.2f}") + mask_std,
     }
     return pd.DataFrame(columns).rename_axis("layer")
 
 
-def _markdown(study, lead, facts, reading, table, plots, layers, offsets, failed, **_) -> str:
-    lines = [f"# {markdown_text(study.title)}", "", markdown_text(lead), ""]
+def _markdown(title, lead, facts, table, reading, plots, layers, offsets, failed) -> str:
+    lines = [f"# {markdown_text(title)}", "", markdown_text(lead), ""]
     for key, value in facts.items():
         lines.append(f"- {key}: {_code(value) if key == 'command' else markdown_text(value)}")
     lines += ["", to_markdown(table), "", markdown_text(reading), ""]
-    for plot in plots:
-        lines += [f"![{plot.title}](plots/{plot.name}.png)", ""]
+    for plot, path in plots.items():
+        lines += [f"![{plot}](plots/{path.name})", ""]
     if layers:
         every = pd.concat(layers, names=["cell"])
         lines += ["## Deformable layers", "", offsets, "", to_markdown(every), ""]
@@ -151,3 +146,52 @@ def _markdown(study, lead, facts, reading, table, plots, layers, offsets, failed
 def _code(text: str) -> str:
     text = " ".join(text.split())
     return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def as_text(cells: pd.DataFrame) -> pd.DataFrame:
+    """The table of `cells` to read; what is not known is empty."""
+
+    def spread(metric: str) -> pd.Series:
+        std = formatted(cells[f"{metric} std"], " ± {:.3f}")
+        return formatted(cells[metric], "{:.3f}") + std
+
+    low, high = formatted(cells["low"], "{:+.3f} to "), formatted(cells["high"], "{:+.3f}")
+    failed = formatted(cells["failed"].where(cells["failed"] > 0), " ({:.0f} failed)")
+    columns = {
+        "seeds": formatted(cells["finished"], "{:.0f}") + failed,
+        "AP": spread("AP"),
+        "difference": formatted(cells["difference"], "{:+.3f}"),
+        "95 % interval": low + high,
+        "AP50": spread("AP50"),
+        "AP75": spread("AP75"),
+        "params (M)": formatted(cells["parameters"] / 1e6, "{:.2f}"),
+        "GFLOPs": formatted(cells["gflops"], "{:.2f}"),
+        "s / iteration": formatted(cells["seconds_per_iteration"], "{:#.3g}"),
+        "memory (MB)": formatted(cells["memory_mb"], "{:.0f}"),
+    }
+    return pd.DataFrame(columns)
+
+
+def costs_as_text(cells: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Gain and cost of `cells`, the costs relative to those of the baseline."""
+    columns = {"AP difference": formatted(cells["difference"], "{:+.3f}")}
+    for title, cost in zip(("time", "memory", "params", "GFLOPs"), COSTS, strict=True):
+        columns[f"× {title}"] = formatted(cells[cost] / cells.loc[baseline, cost], "{:.2f}")
+    return pd.DataFrame(columns)
+
+
+def formatted(values: pd.Series, form: str) -> pd.Series:
+    """As text; what is not known is empty."""
+    return values.map(lambda value: "" if pd.isna(value) else form.format(value))
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """As a table of Markdown, in which no text is HTML or ends a cell."""
+    plain = table.reset_index().map(lambda text: markdown_text(str(text)))
+    plain.columns = plain.columns.map(markdown_text)
+    return plain.to_markdown(index=False, disable_numparse=True)
+
+
+def markdown_text(text: str) -> str:
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return text.replace(">", "&gt;").replace("|", r"\|")

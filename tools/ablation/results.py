@@ -1,56 +1,66 @@
-"""What a run left behind: its record, read from the logs of tools/train.py and kept beside them."""
+"""What a study's runs left behind: logs, records made of them, and what all of them showed."""
 
 import json
 import os
-import statistics
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from .study import Run, StudyError
+import pandas as pd
+from scipy.stats import ttest_ind
+
+from .study import Run, Study, StudyError
 
 RECORD = "run.json"
 METRICS = {"AP": "coco/bbox_mAP", "AP50": "coco/bbox_mAP_50", "AP75": "coco/bbox_mAP_75"}
+CONFIDENCE = 0.95
+COSTS = ["seconds_per_iteration", "memory_mb", "parameters", "gflops"]
 
 
 @dataclass
 class Record:
     """How a run ended. AP in 0..1 of the last epoch, memory in MB."""
 
-    finished: bool
+    finished: bool = False
     error: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float | None = None  # from start to end, None where it was interrupted
     iteration: float | None = None  # seconds, the median of what training logged
     memory: float | None = None  # peak: of the GPU, or of the process where there is none
 
+    @property
+    def state(self) -> str:
+        """'finished', 'failed' or 'waiting'."""
+        return "finished" if self.finished else "failed" if self.error else "waiting"
 
-def read_record(run: Run) -> Record | None:
-    """The record of a run; None where there is none, or a damaged one, which is said.
+
+def read_record(run: Run) -> Record:
+    """The record of a run; one that waits where there is none, or a damaged one, which is said.
 
     Raises:
         StudyError: the folder holds a run of another config.
     """
-    if run.config.exists():
-        with run.config.open(encoding="utf-8") as file:
-            if file.readline() != f"# {run.identity}\n":
-                raise StudyError(
-                    f"{run.folder} holds a run of another config than {run.name} has now (compare "
-                    f"{run.config}); give another --work-dir, or move both away"
-                )
+    mark = f"# {run.identity}\n"
+    if run.config.exists() and not run.config.read_text(encoding="utf-8").startswith(mark):
+        raise StudyError(
+            f"{run.folder} holds a run of another config than {run.name} has now (compare "
+            f"{run.config}); give another --work-dir, or move both away"
+        )
     path = run.folder / RECORD
-    if not path.exists():
-        return None
     try:
         return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return Record()
     except (ValueError, TypeError) as error:
         print(f"{path} is damaged ({error}): made again from the run's logs", flush=True)
-        return None
+        return Record()
 
 
-def write_record(run: Run, record: Record) -> None:
+def write_record(run: Run, record: Record) -> Record:
+    """Keep a record, which is returned, with the run."""
     write_text(run.folder / RECORD, json.dumps(asdict(record), indent=1) + "\n")
+    return record
 
 
 def write_text(path: Path, text: str) -> None:
@@ -64,28 +74,20 @@ def write_text(path: Path, text: str) -> None:
     part.replace(path)
 
 
-@dataclass
-class Log:
-    """What tools/train.py logged, by what it says of itself."""
-
-    train: list[dict[str, Any]]  # a line per interval: step, epoch, loss, time, ...
-    val: list[dict[str, Any]]  # a line per epoch: step (the epoch), coco/bbox_mAP, ...
-    offsets: list[dict[str, Any]]  # a line per interval: step, offsets/LAYER/...
-
-
-def read_log(folder: Path) -> Log:
-    """The logs of all attempts at a run; where they overlap, the last one counts."""
+def read_log(folder: Path) -> pd.DataFrame:
+    """The lines that all attempts at a run logged, one after the other."""
     lines = []
     for file in sorted(folder.glob("*/vis_data/scalars.json")):
         for text in file.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError):  # a killed run leaves half a line, logged again later
                 lines.append(json.loads(text))
+    return pd.DataFrame(lines)
 
-    def having(prefix: str) -> list[dict[str, Any]]:
-        found = {x["step"]: x for x in lines if any(key.startswith(prefix) for key in x)}
-        return [found[step] for step in sorted(found)]
 
-    return Log(having("loss"), having(METRICS["AP"]), having("offsets/"))
+def curve(log: pd.DataFrame, key: str) -> pd.Series:
+    """What was logged as `key`, by step; where attempts overlap, the last one counts."""
+    known = log.reindex(columns=["step", key]).dropna()
+    return known.drop_duplicates("step", keep="last").set_index("step")[key].sort_index()
 
 
 def collect(run: Run) -> Record:
@@ -94,16 +96,84 @@ def collect(run: Run) -> Record:
     Raises:
         StudyError: its logs lack the evaluation of the last epoch.
     """
-    log = read_log(run.folder)
-    last = log.val[-1] if log.val else {"step": 0}
-    if last["step"] != run.epochs or not log.train:
-        raise StudyError(
-            f"{run.folder}: its logs lack the evaluation of epoch {run.epochs}, the last one is of "
-            f"{last['step']}"
-        )
+    log, epochs = read_log(run.folder), run.content.train_cfg.max_epochs
+    curves = {name: curve(log, key) for name, key in METRICS.items()}
+    last = curves["AP"].last_valid_index() or 0
+    if last != epochs or "loss" not in log:
+        what = f"the evaluation of epoch {epochs}, the last one is of {last:.0f}"
+        raise StudyError(f"{run.folder}: its logs lack {what}")
+    training = log.dropna(subset="loss")
     return Record(
         finished=True,
-        metrics={name: last[key] for name, key in METRICS.items()},
-        iteration=statistics.median(line["time"] for line in log.train),
-        memory=max((line["memory"] for line in log.train if "memory" in line), default=None),
+        metrics={name: float(values.iloc[-1]) for name, values in curves.items()},
+        iteration=float(training["time"].median()),
+        memory=float(training["memory"].max()) if "memory" in training else None,
     )
+
+
+@dataclass
+class Results:
+    """A study with what its runs showed. AP in 0..1, seconds, MB; unknown is NaN.
+
+    `runs` has a line per run: its cell, the cell's settings, seed, `state` (finished, failed or
+    waiting), `METRICS`, `COSTS` and what else belongs into results.csv.
+
+    `cells` has a line per cell, by name: how many runs `finished` and `failed`; of each of METRICS
+    the mean over seeds and, as `AP std`, the standard deviation; the medians of COSTS; and
+    `difference` in mean AP to the baseline with its confidence interval (Welch's), from `low` to
+    `high`, where both have two seeds or more that differ. The baseline has none of these three.
+    """
+
+    study: Study
+    ended: list[tuple[Run, Record]]
+    runs: pd.DataFrame
+    cells: pd.DataFrame
+
+    def finished(self, cell: str) -> list[Run]:
+        return [run for run, r in self.ended if r.finished and run.cell.name == cell]
+
+    @cached_property
+    def logs(self) -> dict[str, list[pd.DataFrame]]:
+        """Of the finished runs, by the name of their cell."""
+        names = self.cells.index[self.cells["finished"] > 0]
+        return {name: [read_log(run.folder) for run in self.finished(name)] for name in names}
+
+    @property
+    def best(self) -> pd.Series:
+        """The cell with the highest mean AP."""
+        return self.cells.loc[self.cells["AP"].idxmax()]
+
+
+def make_results(
+    study: Study, ended: list[tuple[Run, Record]], complexity: dict[str, dict[str, float]]
+) -> Results:
+    """Of all runs with their records, and what `complexity` found, by the name of the cell."""
+    axes = dict.fromkeys(axis for cell in study.cells for axis in cell.settings)
+    lines = []
+    for run, record in ended:
+        line = {"cell": run.cell.name, "seed": run.seed, "folder": run.folder, **run.cell.settings}
+        line |= complexity.get(run.cell.name, {}) | record.metrics
+        line |= {"seconds_per_iteration": record.iteration, "memory_mb": record.memory}
+        lines.append({**line, **asdict(record), "state": record.state})
+    columns = ["cell", *axes, "seed", "state", *METRICS, *COSTS, "seconds", "folder", "error"]
+    runs = pd.DataFrame(lines, columns=columns)
+    runs[[*METRICS, *COSTS, "seconds"]] = runs[[*METRICS, *COSTS, "seconds"]].astype(float)
+    names = pd.Index([cell.name for cell in study.cells], name="cell")
+    runs = runs.sort_values("cell", key=names.get_indexer, kind="stable")
+
+    by_cell = runs[runs["state"] == "finished"].groupby("cell")
+    means, spreads = by_cell[[*METRICS]].mean(), by_cell[[*METRICS]].std().add_suffix(" std")
+    cells = means.join([spreads, by_cell[COSTS].median()]).reindex(names)
+    counts = pd.crosstab(runs["cell"], runs["state"])
+    cells[["finished", "failed"]] = counts.reindex(names, columns=["finished", "failed"]).fillna(0)
+    base = study.baseline.name
+    cells["difference"] = (cells["AP"] - cells.loc[base, "AP"]).where(names != base)
+    cells[["low", "high"]] = float("nan")
+    values = {name: group["AP"].tolist() for name, group in by_cell}
+    for name in values.keys() - {base}:
+        pair = (values[name], values.get(base, []))
+        # Equal values to the last digit are rounding, not certainty.
+        if min(map(len, pair)) > 1 and max(len(set(each)) for each in pair) > 1:
+            test = ttest_ind(*pair, equal_var=False)
+            cells.loc[name, ["low", "high"]] = [*test.confidence_interval(CONFIDENCE)]
+    return Results(study, ended, runs, cells)

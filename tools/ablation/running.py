@@ -2,7 +2,6 @@
 
 import os
 import queue
-import re
 import signal
 import subprocess
 import sys
@@ -44,78 +43,53 @@ def execute(run: Run, environment: dict[str, str] | None = None, gpus: int = 1) 
         if not lock_descriptor(lock.fileno(), blocking=False):
             raise StudyError(f"another process is training in {run.folder}")
         record = read_record(run)
-        if record is not None and record.finished:
+        if record.finished:
             return record
-        if record is None and run.config.exists():
+        if record.state == "waiting" and run.config.exists():
             # All of it may be there: the record was damaged, or this tool stopped before it.
             with suppress(StudyError):
-                record = collect(run)
-                write_record(run, record)
-                return record
+                return write_record(run, collect(run))
         return _train(run, environment or {}, gpus, lock.fileno())
 
 
 def _train(run: Run, environment: dict[str, str], gpus: int, lock: int) -> Record:
     write_text(run.config, f"# {run.identity}\n{run.content.pretty_text}")
-    command = [sys.executable]
+    command = [str(TRAIN), str(run.config), "--work-dir", str(run.folder)]
     if gpus > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
-    command += [str(TRAIN), str(run.config), "--work-dir", str(run.folder)]
-    command += ["--launcher", "pytorch"] if gpus > 1 else []
-    resumed = any(run.folder.glob("*.pth"))
-    if resumed:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
+        command = [*torchrun, *command, "--launcher", "pytorch"]
+    resume = []
+    if any(run.folder.glob("*.pth")):
         try:
-            command += ["--resume", find_resumable(run.folder)]
+            resume = ["--resume", find_resumable(run.folder)]
         except CheckpointError as error:
             print(f"{run.name}: trained anew, {error}", flush=True)
-            resumed = False
     start = time.monotonic()
     with (run.folder / LOG).open("a+", errors="replace") as log:
         before = log.tell()
-        process = subprocess.Popen(
-            command,
+        status = subprocess.run(
+            [sys.executable, *command, *resume],
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | environment,
             pass_fds=[lock],  # an orphan keeps it, so that nobody trains beside it
-        )
-        peak = _wait(process)
+        ).returncode
         log.seek(before)
         lines = log.read().strip().splitlines()
     # torchrun says more than its processes do, and after them.
     last = next((line for line in lines[::-1] if line.startswith("error: ")), *lines[-1:] or [""])
-    if process.returncode == -signal.SIGINT or "got signal: 2" in last:
+    if status == -signal.SIGINT or "got signal: 2" in last:
         raise StudyError(f"{run.name} was stopped")
-    if process.returncode < 0:
-        last = f"killed by signal {-process.returncode}; last line: {last}"
-    record = Record(finished=False, error=last or f"exit status {process.returncode}")
-    if process.returncode == 0:
+    if status < 0:
+        last = f"killed by signal {-status}; last line: {last}"
+    record = Record(error=last or f"exit status {status}")
+    if status == 0:
         try:
             record = collect(run)
         except StudyError as error:
             record.error = str(error)
-    if not resumed:
-        record.seconds = time.monotonic() - start
-    if record.memory is None and gpus == 1:  # torchrun's own memory says nothing
-        record.memory = peak
-    write_record(run, record)
-    return record
-
-
-def _wait(process: subprocess.Popen) -> float | None:
-    """Wait for a process; the peak of its memory in MB, None where the system does not tell.
-
-    What wait4 says would begin with this process's own memory, from before the exec.
-    """
-    peak, interval = None, 0.01  # of the shortest process as well
-    status = Path(f"/proc/{process.pid}/status")
-    while True:
-        with suppress(OSError, TypeError):  # not Linux, or just gone
-            peak = int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) / 1024
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(interval)
-            return peak
-        interval = min(2 * interval, 0.5)
+    record.seconds = None if resume else time.monotonic() - start
+    return write_record(run, record)
 
 
 def local_jobs(asked: int | None, gpus: int) -> int:
@@ -158,7 +132,7 @@ def execute_all(
         try:
             return train(run, environment, gpus)
         except StudyError as error:
-            return Record(finished=False, error=str(error))
+            return Record(error=str(error))
         finally:
             environments.put(environment)
 
@@ -174,8 +148,7 @@ def execute_all(
 
 
 def _environment(job: int, jobs: int, gpus: int) -> dict[str, str]:
-    count = torch.cuda.device_count()
-    if count:
+    if count := torch.cuda.device_count():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
         return {"CUDA_VISIBLE_DEVICES": ",".join(visible.split(",")[job * gpus :][:gpus])}
     if jobs * gpus == 1:
@@ -207,7 +180,7 @@ def cluster(
     except (ValueError, TypeError, NameError, RuntimeError) as error:
         raise StudyError(f"--cluster {name}: {error}") from error
     # A job imports this module by name.
-    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
     os.environ["PYTHONPATH"] = os.pathsep.join(path)
 
     def train(run: Run, environment: dict[str, str], gpus: int) -> Record:
@@ -224,10 +197,8 @@ def cluster(
                 raise StudyError(f"{run.name} goes on as job {job.job_id}")
         try:
             return job.result()
-        except StudyError:
-            raise
         except Exception as error:  # whatever a cluster does to a job
             last = str(error).strip().splitlines()[-1:]
-            return Record(finished=False, error=f"job {job.job_id}: {' '.join(last)}")
+            return Record(error=f"job {job.job_id}: {' '.join(last)}")
 
     return train

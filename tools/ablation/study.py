@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dcndet.models.engine import EngineError
-from dcndet.models.engine.options import merge_options
+from dcndet.models.engine.options import merge_options, read_config
 from mmengine.config import Config
 
 KEYS = {"title": str, "base": str, "axes": dict, "rows": list, "seeds": list}
@@ -22,6 +22,7 @@ CHOICES = {
     "mimic": ("off", "foreground", "background", "both"),
 }
 AXES = ("layers", "stages", *CHOICES)  # with a name of their own
+LABELS = {"layers": "{} layers", "conv": "{}", "pool": "{}", "mimic": "mimic {}"}
 OWN = ("randomness.seed", "work_dir", "resume", "load_from")  # set by tools/ablate.py itself
 
 
@@ -55,10 +56,6 @@ class Run:
     @property
     def name(self) -> str:
         return f"{self.cell.name}, seed {self.seed}"
-
-    @property
-    def epochs(self) -> int:
-        return self.content.train_cfg.max_epochs
 
     @property
     def identity(self) -> str:
@@ -103,41 +100,41 @@ class Study:
             content = Config.fromfile(path).to_dict()
         except Exception as error:  # a study is a program, and may raise what it pleases
             raise StudyError(f"{path} is not a study: {error}") from error
+        try:
+            return cls._checked(path, content)
+        except EngineError as error:
+            raise StudyError(f"{path}: {error}") from error
 
-        def check(right: bool, message: str) -> None:
-            if not right:
-                raise StudyError(f"{path}: {message}")
-
+    @classmethod
+    def _checked(cls, path: Path, content: dict[str, Any]) -> "Study":
         for key, value in content.items():
-            check(key in KEYS, f"{key}: unknown, expected some of {', '.join(KEYS)}")
-            kind = KEYS[key].__name__
-            check(isinstance(value, KEYS[key]), f"{key}: expected a {kind}, got {value!r}")
+            _require(key in KEYS, f"{key}: unknown, expected some of {', '.join(KEYS)}")
+            kind = KEYS[key]
+            _require(isinstance(value, kind), f"{key}: expected a {kind.__name__}, got {value!r}")
         for key in ("base", "seeds"):
-            check(content.get(key), f"{key} is missing or empty")
+            _require(content.get(key), f"{key} is missing or empty")
         seeds = content["seeds"]
         whole = all(type(seed) is int and seed >= 0 for seed in seeds)
-        check(whole, f"seeds: expected whole numbers from 0, got {seeds}")
-        check(len(set(seeds)) == len(seeds), f"seeds: {seeds} has one of them twice")
+        _require(whole, f"seeds: expected whole numbers from 0, got {seeds}")
+        _require(len(set(seeds)) == len(seeds), f"seeds: {seeds} has one of them twice")
         base = Path(os.path.relpath(path.parent / content["base"]))
-        check(base.is_file(), f"base: config not found: {content['base']}")
         try:
-            config = Config.fromfile(base)
-        except Exception as error:
-            raise StudyError(f"{path}: base: {content['base']}: {error}") from error
-        known = "max_epochs" in config.get("train_cfg", {})
-        check(known, f"base: {content['base']} has no train_cfg.max_epochs")
+            config = read_config(base)
+        except Exception as error:  # so is a config
+            raise StudyError(f"base: {error}") from error
+        _require("max_epochs" in config.get("train_cfg", {}), f"{base} has no train_cfg.max_epochs")
         options = content.get("options", {})
-        _merge(config, options, f"{path}: options")
-        cells = _cells(path, content, config)
+        _merge(config, options, "options")
+        cells = _cells(content, config)
         wanted = _normal(content.get("baseline", {"name": cells[0].name}))
         found = [c for c in cells if wanted.items() <= {"name": c.name, **c.settings}.items()]
-        check(len(found) == 1, f"baseline: {len(found)} cells are {wanted}, expected one")
+        _require(len(found) == 1, f"baseline: {len(found)} cells are {wanted}, expected one")
         pictures = dict(cells=[], images=6) | content.get("pictures", {})
-        for key in pictures:
-            check(key in ("cells", "images"), f"pictures: {key}: unknown, expected cells, images")
+        unknown = ", ".join(pictures.keys() - {"cells", "images"})
+        _require(not unknown, f"pictures: {unknown}: unknown, expected cells, images")
         names = [cell.name for cell in cells]
         for name in pictures["cells"]:
-            check(name in names, f"pictures: no cell is named {name!r}; there are {names}")
+            _require(name in names, f"pictures: no cell is named {name!r}; there are {names}")
         title = content.get("title", path.stem)
         return cls(path, title, base, cells, tuple(seeds), found[0], options, config, pictures)
 
@@ -153,39 +150,41 @@ class Study:
         return runs
 
 
-def _cells(path: Path, content: dict, config: Config) -> tuple[Cell, ...]:
-    axes, rows = content.get("axes", {}), content.get("rows", [{}])
-    for name, values in axes.items():
-        if not isinstance(values, list):
-            raise StudyError(f"{path}: axes: {name}: expected a list of values, got {values!r}")
+def _require(right: Any, message: str) -> None:
+    if not right:
+        raise StudyError(message)
+
+
+def _cells(content: dict[str, Any], config: Config) -> tuple[Cell, ...]:
+    axes, rows = content.get("axes", {}), content.get("rows", [{}] if content.get("axes") else [])
+    for axis, values in axes.items():
+        listed = isinstance(values, list)
+        _require(listed, f"axes: {axis}: expected a list of values, got {values!r}")
     for row in rows:
-        if not isinstance(row, dict):
-            raise StudyError(f"{path}: rows: expected dicts, got {row!r}")
+        _require(isinstance(row, dict), f"rows: expected dicts, got {row!r}")
     every = {*axes, *itertools.chain(*rows)}
     cells: dict[str, Cell] = {}
     names: dict[str, str] = {}  # by what the cell would train
     for row, point in itertools.product(rows, itertools.product(*axes.values())):
-        settings = row | dict(zip(axes, point, strict=True))
-        name = settings.pop("name", None)
-        if name is not None and axes:
-            name = ", ".join([name, *(_label(axis, settings[axis], every) for axis in axes)])
-        settings = _normal(settings)
-        labels = [_label(axis, value, every) for axis, value in settings.items()]
+        settings = _normal(row | dict(zip(axes, point, strict=True)))
+        labels = [row["name"]] if "name" in row else []
+        settings.pop("name", None)
         own = copy.deepcopy(config)
         for axis, value in settings.items():
-            _merge(own, _options(f"{path}: {axis}", axis, value), str(path))
-        chosen = {"layers", "stages"} & {*settings} or config.model.backbone.get("deform")
-        if "conv" in settings and not chosen:
-            raise StudyError(f"{path}: conv: the base has no deformable layer; give layers")
-        cell = Cell(name or ", ".join(labels) or "base", settings, own)
-        if not re.match(r"[^.].{0,99}$", cell.folder):
-            raise StudyError(f"{path}: {cell.name!r} cannot name a folder; give the row a name")
-        if cells.setdefault(cell.folder, cell) != cell:
-            raise StudyError(f"{path}: two cells would be in the folder {cell.folder}")
-        if (other := names.setdefault(_canonical(own), cell.name)) != cell.name:
-            raise StudyError(f"{path}: the cells {other!r} and {cell.name!r} are the same")
-    if not cells or (not axes and "rows" not in content):
-        raise StudyError(f"{path} has no cell: give axes, rows or both")
+            if axis in axes or "name" not in row:
+                labels.append(_label(axis, value, every))
+            _merge(own, _options(axis, value), "axes" if axis in axes else "rows")
+        deformable = {"layers", "stages"} & {*settings} or config.model.backbone.get("deform")
+        if "conv" in settings and not deformable:
+            raise StudyError("conv: the base has no deformable layer; give layers")
+        cell = Cell(", ".join(labels) or "base", settings, own)
+        usable = re.match(r"[^.].{0,99}$", cell.folder)
+        _require(usable, f"{cell.name!r} cannot name a folder; give the row a name")
+        same = cells.setdefault(cell.folder, cell) == cell
+        _require(same, f"two cells would be in the folder {cell.folder}")
+        other = names.setdefault(_canonical(own), cell.name)
+        _require(other == cell.name, f"the cells {other!r} and {cell.name!r} are the same")
+    _require(cells, "no cell: give axes, rows or both")
     return tuple(cells.values())
 
 
@@ -196,12 +195,8 @@ def _normal(settings: dict) -> dict:
 
 def _label(axis: str, value: Any, axes: set[str]) -> str:
     """What a cell's name says of an axis: the end of its key that no other of the `axes` has."""
-    if axis == "layers":
-        return f"{value} layers"
-    if axis == "mimic":
-        return f"mimic {value}"
-    if axis in CHOICES:
-        return str(value)
+    if axis in LABELS:
+        return LABELS[axis].format(value)
     steps = axis.split(".")
     ends = (".".join(steps[i:]) for i in reversed(range(len(steps))))
     others = [f".{other}" for other in axes - {axis}]
@@ -209,17 +204,15 @@ def _label(axis: str, value: Any, axes: set[str]) -> str:
     return f"{end}={value}"
 
 
-def _options(where: str, axis: str, value: Any) -> dict[str, Any]:
+def _options(axis: str, value: Any) -> dict[str, Any]:
     """What an axis sets in a config."""
     if axis in CHOICES and value not in CHOICES[axis]:
-        raise StudyError(f"{where}: expected one of {', '.join(CHOICES[axis])}, got {value!r}")
+        raise StudyError(f"{axis}: expected one of {', '.join(CHOICES[axis])}, got {value!r}")
     match axis:
-        case "layers":
-            if type(value) is not int or value < 0:
-                raise StudyError(f"{where}: expected a number of layers, got {value!r}")
-            return {"model.backbone.deform": dict(layers=value, stages=None)}
-        case "stages":
-            return {"model.backbone.deform": dict(layers=None, stages=value)}
+        case "layers" | "stages":
+            number = axis == "stages" or (type(value) is int and value >= 0)
+            _require(number, f"layers: expected a number of layers, got {value!r}")
+            return {"model.backbone.deform": {"layers": None, "stages": None, axis: value}}
         case "conv":
             return {"model.backbone.deform.modulated": value == "mdconv"}
         case "pool":
@@ -230,12 +223,9 @@ def _options(where: str, axis: str, value: Any) -> dict[str, Any]:
 
 
 def _merge(config: Config, options: dict[str, Any], where: str) -> None:
-    if own := [key for key in options if key in OWN]:
-        raise StudyError(f"{where}: {own[0]} is set for every run; seeds says which")
-    try:
-        merge_options(config, options, where, AXES)
-    except EngineError as error:
-        raise StudyError(str(error)) from error
+    for key in options:
+        _require(key not in OWN, f"{where}: {key} is set for every run; seeds says which")
+    merge_options(config, options, where, AXES)
 
 
 def _canonical(config: Config) -> str:

@@ -6,9 +6,8 @@ from pathlib import Path
 from dcndet.data.errors import DataError
 
 from .complexity import complexity
-from .results import Record, read_record, write_text
+from .results import Record, Results, make_results, read_record, write_text
 from .study import Run, Study, StudyError
-from .table import Results, make_results
 
 
 class Workspace:
@@ -19,9 +18,7 @@ class Workspace:
     """
 
     def __init__(self, study: Study, folder: Path) -> None:
-        self.study = study
-        self.folder = folder
-        self.runs = study.runs(folder)
+        self.study, self.folder, self.runs = study, folder, study.runs(folder)
         self._path = folder / "study.json"
         self._owner = {"study": study.path.name, "base": study.base.name}
         if self._path.exists():
@@ -29,12 +26,12 @@ class Workspace:
                 known = json.loads(self._path.read_text(encoding="utf-8"))
             except ValueError:
                 raise StudyError(f"{self._path} is damaged: remove it") from None
-            self._owner = {"gpus_per_run": known.get("gpus_per_run", 1), **self._owner}
             if known | self._owner != known:
                 raise StudyError(
                     f"{folder} holds another study ({known['study']}, of {known['base']}); give "
                     "another --work-dir"
                 )
+            self._owner = {"gpus_per_run": 1} | known
 
     def claim(self, gpus: int = 1) -> None:
         """Mark the folder as this study's.
@@ -53,8 +50,8 @@ class Workspace:
         except OSError as error:
             raise StudyError(f"cannot write to {self.folder}: {error.strerror}") from error
 
-    def records(self) -> list[tuple[Run, Record | None]]:
-        """Every run with its record, None where it has none yet."""
+    def records(self) -> list[tuple[Run, Record]]:
+        """Every run with its record."""
         return [(run, read_record(run)) for run in self.runs]
 
     def results(self, count: bool = True) -> Results:
@@ -62,7 +59,7 @@ class Workspace:
         records = self.records()
         known: dict[str, dict[str, float]] = {}
         for run, record in records:
-            if count and record is not None and record.finished and run.cell.name not in known:
+            if count and record.finished and run.cell.name not in known:
                 try:
                     known[run.cell.name] = complexity(run)
                 except DataError as error:
@@ -71,29 +68,28 @@ class Workspace:
 
     def write_results(self, results: Results | None = None) -> None:
         """Write `results.csv`, of `results` or as things stand."""
-        runs = (results or self.results(count=False)).runs
-        runs = runs.astype({"parameters": "Int64"})
+        runs = (results or self.results(count=False)).runs.astype({"parameters": "Int64"})
         write_text(self.folder / "results.csv", runs.to_csv(index=False))
 
     def plan(self, jobs: int) -> str:
         """All runs and their state, and how long what is left will take."""
-        records = self.records()
-        runs = make_results(self.study, records, {}).runs.set_index("cell")
-        known = runs.loc[runs["state"] == "finished", "seconds"].dropna()
-        lines, left, todo = [], [], len(records)
-        for run, record in records:
-            if record is not None and record.finished:
+        results = self.results(count=False)
+        seconds = results.runs[results.runs["state"] == "finished"].set_index("cell")["seconds"]
+        known = seconds.dropna()
+        lines, left = [], []
+        todo = [run for run, record in results.ended if not record.finished]
+        for run, record in results.ended:
+            if record.finished:
                 lines.append(f"{run.name}: finished, AP {record.metrics['AP']:.3f}")
-                todo -= 1
                 continue
-            state = "waiting" if record is None else f"failed ({record.error})"
-            if record is None and any(run.folder.glob("*.pth")):
-                state = "interrupted"
+            state = "interrupted" if any(run.folder.glob("*.pth")) else "waiting"
+            if record.error:
+                state = f"failed ({record.error})"
             if len(known):
                 left.append(known.get([run.cell.name], known).mean())
                 state += f", about {left[-1] / 60:.0f} min"
             lines.append(f"{run.name}: {state}")
-        end = f"{len(lines)} runs, {todo} to do"
+        end = f"{len(lines)} runs, {len(todo)} to do"
         if left:
             minutes = max(*left, sum(left) / jobs) / 60
             end += f": about {minutes:.0f} min with {jobs} at a time, judged by those that are done"
