@@ -16,7 +16,7 @@ fail() { echo "setup: $*" >&2; exit 1; }
 [[ $# == 0 || $* == --mmcv-ops ]] || fail "unknown argument: $*; the only one is --mmcv-ops"
 
 # pip's children inherit the lock, so after a kill the next run waits for what is still installing.
-exec 9<"${BASH_SOURCE[0]}"
+exec 9<scripts/setup.sh
 flock -n 9 || { echo "setup: another setup of this folder is at work; waiting for it"; flock 9; }
 
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
@@ -92,7 +92,8 @@ nms_runs() { "$venv/bin/python" -c 'import torch, mmcv.ops; mmcv.ops.nms(torch.e
 
 check() {
     # Python prefers compiled operators to this file, also those that were compiled for another torch.
-    cp models/mmcv_ext.py "$(compgen -G "$site/mmcv")/_ext.py" &&
+    local mmcv
+    mmcv=$(compgen -G "$site/mmcv") && cp models/mmcv_ext.py "$mmcv/_ext.py" &&
         { nms_runs || { compiled_ops && rm -v $site/mmcv/_ext.*.so && nms_runs; }; } &&
         "$venv/bin/python" -W error::UserWarning -c 'import dcn' &&
         "$venv/bin/python" -c 'import mmdet.apis'

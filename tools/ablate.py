@@ -50,6 +50,7 @@ def main():
     elif not args.report:
         jobs = local_jobs(args.jobs, args.gpus_per_run)
     if args.dry_run:
+        workspace.claim(args.gpus_per_run, write=False)
         print(workspace.plan(jobs))
         return
     failed = [] if args.report else run_all(workspace, jobs, args)

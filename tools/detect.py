@@ -41,6 +41,8 @@ def main():
     args = parser.parse_args()
     if args.batch_size < 1:
         parser.error("--batch-size: at least 1")
+    if more := [name for name in args.inputs if name.endswith(".pth")]:
+        parser.error(f"expected one checkpoint, got {args.checkpoint} and {more[0]}")
 
     done = detect_files(
         Detector(args.config, args.checkpoint, args.device, args.amp),

@@ -41,6 +41,8 @@ def main():
     cfg = load_config(args)
     if args.data is not None:
         use_data(cfg, args.data)
+    elif cfg.get("data_root") == "data/custom/" and not Path(cfg.data_root).is_dir():
+        raise EngineError(f"{args.config} takes the set from --data ROOT, its folder")
     if args.amp:
         half = amp_dtype(args.amp) == torch.float16
         cfg.optim_wrapper.type = "AmpOptimWrapper" if half else "BFloat16OptimWrapper"

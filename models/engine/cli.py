@@ -62,16 +62,19 @@ def load_config(args):
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get("work_dir") is None:
-        cfg.work_dir = str(default_work_dir(args.config))
+        cfg.work_dir = str(default_work_dir(args.config, args.data))
     return cfg
 
 
-def default_work_dir(config):
+def default_work_dir(config, data=None):
     """``work_dirs/`` and the config's path below ``configs/``, or below the current folder.
 
-    Of a config outside of both it is the whole path, so that no two share a folder.
+    For a config outside both it is the whole path, so that no two share a folder. With ``data``
+    it ends in the name of that folder.
     """
     path = Path(config).resolve().with_suffix("")
+    if data is not None:
+        path = path / Path(data).resolve().name
     for root in (Path.cwd() / "configs", ROOT / "configs", Path.cwd(), Path(path.anchor)):
         if path.is_relative_to(root):
             return Path("work_dirs", path.relative_to(root))

@@ -76,6 +76,13 @@ class Runner(mmengine.runner.Runner):
             log_processor = {"type": "LogProcessor", **log_processor}
         return super().build_log_processor(log_processor)
 
+    def dump_config(self):
+        """Left to :meth:`write_config`: a run that is refused must not replace another's config."""
+
+    def write_config(self):
+        """Write the config to the work directory."""
+        super().dump_config()
+
     def wrap_model(self, model_wrapper_cfg, model):
         if self.distributed and get_device() == "cpu" and model_wrapper_cfg is None:
             model_wrapper_cfg = {

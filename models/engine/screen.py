@@ -79,7 +79,8 @@ class SummaryHook(Hook):
             say(runner.logger, _data("validates on", runner.val_loop.dataloader))
         length = f"{runner.max_iters} iterations"
         if runner.max_epochs:
-            length = f"{runner.max_epochs} epochs of {len(loader)} iterations"
+            epochs = "1 epoch" if runner.max_epochs == 1 else f"{runner.max_epochs} epochs"
+            length = f"{epochs} of {len(loader)} iterations"
         if runner.iter:
             length += f", goes on after iteration {runner.iter}"
         self._say(runner, length)
@@ -111,6 +112,7 @@ class SummaryHook(Hook):
         ]
         for line in filter(None, lines):
             say(runner.logger, line)
+        runner.write_config()
         self.screen.started = True
 
 

@@ -12,9 +12,11 @@ def test_configs_of_one_name_do_not_share_a_work_dir(tmp_path, monkeypatch):
             "/elsewhere/a.py",
         )
     ]
-    assert found == [
+    data = default_work_dir("configs/mine/a.py", tmp_path / "cards")
+    assert [*found, str(data)] == [
         "work_dirs/bccd/a",
         "work_dirs/mine/a",
         "work_dirs/other/a",
         "work_dirs/elsewhere/a",
+        "work_dirs/mine/a/cards",
     ]

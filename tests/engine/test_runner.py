@@ -138,6 +138,14 @@ def checkpoints(work_dir):
     return sorted(p.name for p in work_dir.iterdir() if ".pth" in p.name)
 
 
+def test_a_refused_run_writes_no_config(tmp_path):
+    with pytest.raises(EngineError):
+        train(tmp_path, load_from=str(tmp_path / "none.pth"))
+    assert not list(tmp_path.glob("*.py"))
+    train(tmp_path)
+    assert len(list(tmp_path.glob("*.py"))) == 1
+
+
 def test_a_killed_run_resumes_to_the_same_losses(tmp_path):
     expected, runner = train(tmp_path / "whole", workers=1)
     assert len(set(expected)) == 9

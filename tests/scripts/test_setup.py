@@ -62,7 +62,8 @@ class Machine:
 
     def start(self, *args, **env):
         return subprocess.Popen(
-            [self.repo / "scripts/setup.sh", *args],
+            ["./setup.sh", *args],
+            cwd=self.repo / "scripts",  # from wherever it is called
             env=self.env | env,
             text=True,
             stdout=subprocess.PIPE,

@@ -17,7 +17,7 @@ from scipy import stats
 
 from tools.ablation import running
 from tools.ablation.report import as_text
-from tools.ablation.results import METRICS, Record, curve, make_results, read_log
+from tools.ablation.results import METRICS, Record, curve, make_results, read_log, read_record
 from tools.ablation.study import Study, StudyError
 from tools.ablation.workspace import Workspace
 
@@ -174,6 +174,8 @@ def test_the_studies_of_this_repository(study):
         (dict(pictures={"cell": ["x"]}), "pictures: cell: unknown"),
         (dict(axes={"randomness.seed": [1]}), "randomness.seed is set for every run"),
         (dict(axes={"conv": ["dconv"]}), "conv: the base has no deformable layer"),
+        (dict(axes={"stages": [3]}), "stages: expected a bool per stage, got 3"),
+        (dict(pictures={"images": "2"}), "pictures: images: expected a number, got '2'"),
         (
             dict(rows=[dict(name=n, layers=0, conv=n) for n in ("dconv", "mdconv")], axes=None),
             "the cells 'dconv' and 'mdconv' are the same",
@@ -291,12 +293,16 @@ def test_damaged_results_are_made_again(fake, capsys):
     workspace.write_results()
     assert (fake / "results.csv").read_text() == whole
     record = workspace.runs[1].folder / "run.json"
+    record.write_text('{"finished": true}')
+    assert read_record(workspace.runs[1]).metrics
+    assert f"{record} is damaged (a metric is missing)" in capsys.readouterr().out
     record.write_text(record.read_text()[:40])
     for path in fake.rglob("*.pth"):
         path.unlink()  # the logs are enough
     ended, _ = execute(study, fake)
     assert f"{record} is damaged" in capsys.readouterr().out
-    assert [(run.name, r.memory) for run, r in ended] == [(workspace.runs[1].name, 89)]
+    assert not ended
+    assert read_record(workspace.runs[1]).memory == 89
     assert len(calls(fake)) == 4  # nothing was trained again
 
 
@@ -330,6 +336,11 @@ def test_two_studies_in_one_folder(fake):
     other = write(fake.parent, "other.py")
     with pytest.raises(StudyError, match=r"work holds another study \(study\.py, .*--work-dir"):
         execute(other, fake)
+    for damaged in ("[]", "{}", "{"):
+        fake.with_name("damaged").mkdir(exist_ok=True)
+        (fake.with_name("damaged") / "study.json").write_text(damaged)
+        with pytest.raises(StudyError, match=r"study\.json is damaged: remove it"):
+            execute(other, fake.with_name("damaged"))
     # The same study, of which the base has changed.
     changed = write(fake.parent, options={"train_cfg.max_epochs": 3})
     with pytest.raises(StudyError, match="holds a run of another config than 0 layers, seed 0"):
@@ -453,7 +464,7 @@ def test_the_plan(fake):
     workspace = Workspace(Study.read(study), fake)
     assert "4 runs, 4 to do; how long they take can be told when" in workspace.plan(1)
     execute(study, fake)
-    for file in fake.rglob("seed-1/run.json"):
+    for file in [*fake.rglob("seed-1/run.json"), *fake.rglob("seed-1/**/scalars.json")]:
         file.unlink()
     for i, file in enumerate(sorted(fake.rglob("seed-0/run.json"))):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"seconds": 600 * (1 + i)}))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from dcndet.data.errors import DataError
 from dcndet.data.loading import read_image
-from dcndet.models.engine import CheckpointError
+from dcndet.models.engine import CheckpointError, EngineError
 from dcndet.models.inference import Detector
 from dcndet.models.visualization import draw_boxes
 from mmdet.registry import DATASETS
@@ -49,10 +49,10 @@ def make_pictures(results: Results) -> tuple[list[Slide], list[str]]:
     except DataError as error:
         return [], [f"the evaluation set cannot be shown: {error}"]
     shown = study.pictures["cells"] or [study.baseline.name, results.best.name]
-    for name in dict.fromkeys(shown):
+    for name in dict.fromkeys(shown) if slides else ():
         try:
             found = _detector(results.finished(name))([slide.path for slide in slides], SCORE)
-        except Exception as error:  # whatever a checkpoint holds, it costs these panels only
+        except (EngineError, DataError, OSError, RuntimeError) as error:
             problems.append(f"{name}: {error}")
             continue
         for slide, one in zip(slides, found, strict=True):

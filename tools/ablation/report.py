@@ -23,7 +23,7 @@ READING = (
     "Difference is to the baseline, {}; its interval is Welch's, of 95 % confidence, over seeds. "
     "Where zero lies in it, these seeds do not tell the cell from the baseline; and it misses one "
     "time in twenty, so that of many cells some are clear of zero by chance. GFLOPs are 1e9 "
-    "multiply-adds of one image in inference, memory is the peak in training."
+    "multiply-adds of one image in inference; memory is training's peak, of the GPU or the process."
 )
 
 
@@ -59,6 +59,8 @@ def write_report(results: Results, folder: Path, command: str, machine: dict[str
     )
     write_text(folder / "report.md", _markdown(**content))
     slides, problems = make_pictures(results)
+    for problem in problems:
+        print(problem, flush=True)
     better, worse = results.cells["low"] > 0, results.cells["high"] < 0
     source = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     page = jinja2.Template(source, autoescape=True, trim_blocks=True).render(
@@ -111,7 +113,8 @@ def _lead(results: Results) -> str:
 
 def _layers(logs: list[pd.DataFrame]) -> pd.DataFrame:
     """The last figures that each deformable layer logged, mean over the runs."""
-    last = pd.DataFrame([log.filter(like="offsets/").ffill().iloc[-1] for log in logs]).mean()
+    found = (log.filter(like="offsets/").ffill() for log in logs)
+    last = pd.DataFrame([log.iloc[-1] for log in found if len(log)]).mean()
     lines: dict[str, dict[str, float]] = {}
     for key, value in last.items():
         layer, figure = key.removeprefix("offsets/").rsplit("/", 1)

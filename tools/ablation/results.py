@@ -36,7 +36,7 @@ class Record:
 
 
 def read_record(run: Run) -> Record:
-    """The record of a run; one that waits where there is none, or a damaged one, which is said.
+    """The record of a run: as it was written, as its logs have it, or one that waits.
 
     Raises:
         StudyError: the folder holds a run of another config.
@@ -49,12 +49,17 @@ def read_record(run: Run) -> Record:
         )
     path = run.folder / RECORD
     try:
-        return Record(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return Record()
+        record = Record(**json.loads(path.read_text(encoding="utf-8")))
+        if record.finished and not record.metrics.keys() >= METRICS.keys():
+            raise ValueError("a metric is missing")
+        return record
+    except FileNotFoundError:  # all of it may be there: tools/ablate.py stopped before it
+        pass
     except (ValueError, TypeError) as error:
         print(f"{path} is damaged ({error}): made again from the run's logs", flush=True)
-        return Record()
+    with suppress(StudyError):
+        return write_record(run, collect(run))
+    return Record()
 
 
 def write_record(run: Run, record: Record) -> Record:

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -45,10 +44,6 @@ def execute(run: Run, environment: dict[str, str] | None = None, gpus: int = 1) 
         record = read_record(run)
         if record.finished:
             return record
-        if record.state == "waiting" and run.config.exists():
-            # All of it may be there: the record was damaged, or this tool stopped before it.
-            with suppress(StudyError):
-                return write_record(run, collect(run))
         return _train(run, environment or {}, gpus, lock.fileno())
 
 

@@ -132,6 +132,8 @@ class Study:
         pictures = dict(cells=[], images=6) | content.get("pictures", {})
         unknown = ", ".join(pictures.keys() - {"cells", "images"})
         _require(not unknown, f"pictures: {unknown}: unknown, expected cells, images")
+        whole = type(pictures["images"]) is int
+        _require(whole, f"pictures: images: expected a number, got {pictures['images']!r}")
         names = [cell.name for cell in cells]
         for name in pictures["cells"]:
             _require(name in names, f"pictures: no cell is named {name!r}; there are {names}")
@@ -210,8 +212,10 @@ def _options(axis: str, value: Any) -> dict[str, Any]:
         raise StudyError(f"{axis}: expected one of {', '.join(CHOICES[axis])}, got {value!r}")
     match axis:
         case "layers" | "stages":
-            number = axis == "stages" or (type(value) is int and value >= 0)
-            _require(number, f"layers: expected a number of layers, got {value!r}")
+            listed = isinstance(value, list | tuple) and {*map(type, value)} == {bool}
+            right = listed if axis == "stages" else type(value) is int and value >= 0
+            wanted = "a bool per stage" if axis == "stages" else "a number of layers"
+            _require(right, f"{axis}: expected {wanted}, got {value!r}")
             return {"model.backbone.deform": {"layers": None, "stages": None, axis: value}}
         case "conv":
             return {"model.backbone.deform.modulated": value == "mdconv"}

@@ -24,21 +24,18 @@ class Workspace:
         if self._path.exists():
             try:
                 known = json.loads(self._path.read_text(encoding="utf-8"))
-            except ValueError:
+                other = f"{known['study']}, of {known['base']}"
+            except (ValueError, TypeError, KeyError):
                 raise StudyError(f"{self._path} is damaged: remove it") from None
             if known | self._owner != known:
-                raise StudyError(
-                    f"{folder} holds another study ({known['study']}, of {known['base']}); give "
-                    "another --work-dir"
-                )
+                raise StudyError(f"{folder} holds another study ({other}); give another --work-dir")
             self._owner = {"gpus_per_run": 1} | known
 
-    def claim(self, gpus: int = 1) -> None:
-        """Mark the folder as this study's.
+    def claim(self, gpus: int = 1, write: bool = True) -> None:
+        """Check that its runs have so many GPUs each, and mark the folder as this study's.
 
         Raises:
-            StudyError: it cannot be written to, or its runs have another number of GPUs, and so
-                another batch.
+            StudyError: they have another number, and so another batch; or it cannot be written to.
         """
         if self._owner.setdefault("gpus_per_run", gpus) != gpus:
             raise StudyError(
@@ -46,7 +43,8 @@ class Workspace:
                 f"which {gpus} cannot be compared with; give another --work-dir"
             )
         try:
-            write_text(self._path, json.dumps(self._owner) + "\n")
+            if write:
+                write_text(self._path, json.dumps(self._owner) + "\n")
         except OSError as error:
             raise StudyError(f"cannot write to {self.folder}: {error.strerror}") from error
 

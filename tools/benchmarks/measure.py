@@ -14,7 +14,6 @@ from types import ModuleType
 import torch
 from torch import Tensor
 from torch.utils import collect_env
-from torch.utils.benchmark import timer  # waits for the GPU, if there is one
 
 import dcn
 
@@ -30,9 +29,9 @@ Clock = Callable[[Call], dict[str, float]]
 
 
 def host_clock(call: Call) -> dict[str, float]:
-    start = timer()
+    start = time.perf_counter()
     call()
-    return {"ms": (timer() - start) * 1e3}
+    return {"ms": (time.perf_counter() - start) * 1e3}
 
 
 def gpu_clock(call: Call) -> dict[str, float]:
@@ -92,7 +91,8 @@ def attempt(call: Call, times: int = 1) -> tuple[Iterable[Tensor] | None, str | 
     try:
         for _ in range(times):
             result = call()
-        timer()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         return result, None
     except Exception as error:  # an unsupported type, out of memory, a kernel's compiler
         return None, f"{type(error).__name__}: {error}"
