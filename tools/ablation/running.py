@@ -173,7 +173,7 @@ def cluster(
         executor = submitit.AutoExecutor(folder, cluster=name)
         executor.update_parameters(**options)
     except (ValueError, TypeError, NameError, RuntimeError) as error:
-        raise StudyError(f"--cluster {name}: {error}") from error
+        raise StudyError(f"--cluster {name}: {' '.join(str(error).split())}") from error
     # A job imports this module by name.
     path = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
     os.environ["PYTHONPATH"] = os.pathsep.join(path)
