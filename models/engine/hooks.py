@@ -2,6 +2,7 @@
 
 import functools
 import math
+from pathlib import Path
 
 import mmengine.hooks
 import numpy as np
@@ -157,10 +158,21 @@ def _images(data_batch):
 
 
 class _LateRemoval(LocalBackend):
-    """A backend that removes files only when told that their successors are safe."""
+    """A backend that removes files only when told that their successors are safe.
 
-    def __init__(self):
+    A file outside `folder` does not exist for it: the path of the best checkpoint comes from the
+    checkpoint that a run resumes from, which may be another run's, or anybody's.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder).resolve()
         self.outdated = []
+
+    def isfile(self, filepath):
+        return Path(filepath).resolve().parent == self.folder and super().isfile(filepath)
+
+    def isdir(self, filepath):
+        return Path(filepath).resolve().parent == self.folder and super().isdir(filepath)
 
     def remove(self, filepath):
         self.outdated.append(filepath)
@@ -179,7 +191,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
 
     def before_train(self, runner):
         super().before_train(runner)
-        self.file_backend = _LateRemoval()
+        self.file_backend = _LateRemoval(self.out_dir)
 
     def _save_checkpoint_with_step(self, runner, step, meta):
         super()._save_checkpoint_with_step(runner, step, meta)

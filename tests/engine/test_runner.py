@@ -172,6 +172,16 @@ def test_every_epoch_augments_differently(workers, tmp_path):
     assert noise[0] != noise[1] != noise[2]
 
 
+def test_resuming_elsewhere_removes_nothing_there(tmp_path):
+    train(tmp_path / "old", validate=True, epochs=1)
+    before = checkpoints(tmp_path / "old")
+    assert "best_score_epoch_1.pth" in before
+    last = str(tmp_path / "old" / "epoch_1.pth")
+    train(tmp_path / "new", validate=True, epochs=2, resume=True, load_from=last)
+    assert checkpoints(tmp_path / "old") == before
+    assert checkpoints(tmp_path / "new") == ["best_score_epoch_2.pth", "epoch_2.pth"]
+
+
 @pytest.mark.parametrize("name", ["epoch_2.pth", "best_score_epoch_2.pth"])
 def test_a_full_disk_leaves_the_earlier_checkpoint(name, tmp_path, monkeypatch):
     monkeypatch.setattr(LocalBackend, "put", fail_write(name, disk_full))
