@@ -42,7 +42,7 @@ def main():
     if args.data is not None:
         use_data(cfg, args.data)
     elif cfg.get("data_root") == "data/custom/" and not Path(cfg.data_root).is_dir():
-        raise EngineError(f"{args.config} takes the set from --data ROOT, its folder")
+        raise EngineError(f"{args.config}: give the folder of your set with --data ROOT")
     if args.amp:
         half = amp_dtype(args.amp) == torch.float16
         cfg.optim_wrapper.type = "AmpOptimWrapper" if half else "BFloat16OptimWrapper"

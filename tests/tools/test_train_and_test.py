@@ -260,6 +260,7 @@ def bad_input(tmp_path, trained):
     work_dir = ["--work-dir", tmp_path / "work"]
     return [
         (["train.py", "none.py"], "config not found: none.py"),
+        (["train.py", ROOT / "configs/custom/faster-rcnn_lite0_fpn.py"], "set with --data ROOT"),
         (["test.py", "none.py", "none.pth"], "config not found: none.py"),
         (["test.py", CONFIG, "none.pth"], "checkpoint not found: none.pth"),
         (["train.py", CONFIG, "--resume", "none.pth"], "checkpoint not found: none.pth"),
