@@ -296,7 +296,13 @@ def test_damaged_results_are_made_again(fake, capsys):
     record.write_text('{"finished": true}')
     assert read_record(workspace.runs[1]).metrics
     assert f"{record} is damaged (a metric is missing)" in capsys.readouterr().out
-    record.write_text(record.read_text()[:40])
+    whole = record.read_text()
+    record.unlink()
+    config = workspace.runs[1].config.read_text()
+    workspace.runs[1].config.unlink()  # the logs could be of any config
+    assert read_record(workspace.runs[1]).state == "waiting"
+    workspace.runs[1].config.write_text(config)
+    record.write_text(whole[:40])
     for path in fake.rglob("*.pth"):
         path.unlink()  # the logs are enough
     ended, _ = execute(study, fake)

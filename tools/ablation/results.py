@@ -53,12 +53,13 @@ def read_record(run: Run) -> Record:
         if record.finished and not record.metrics.keys() >= METRICS.keys():
             raise ValueError("a metric is missing")
         return record
-    except FileNotFoundError:  # all of it may be there: tools/ablate.py stopped before it
+    except FileNotFoundError:  # tools/ablate.py may have stopped before it
         pass
     except (ValueError, TypeError) as error:
         print(f"{path} is damaged ({error}): made again from the run's logs", flush=True)
-    with suppress(StudyError):
-        return write_record(run, collect(run))
+    if run.config.exists():  # without it, nothing says which config the logs are of
+        with suppress(StudyError):
+            return write_record(run, collect(run))
     return Record()
 
 
