@@ -53,9 +53,9 @@ def deform_roi_pool(
     Raises:
         TypeError: an argument is not a tensor, or dtypes differ or are not among those above.
         ValueError: shapes or devices that do not fit together, an empty output_size, a
-            spatial_scale or sampling_ratio out of range, or a batch index that names no image. On
-            an NVIDIA GPU, where a look at the indices would have to wait for it, such an RoI pools
-            NaN instead (and its deterministic backward pass raises).
+            spatial_scale, sampling_ratio or gamma out of range, or a batch index that names no
+            image. On an NVIDIA GPU, where a look at the indices would have to wait for it, such an
+            RoI pools NaN instead (and its deterministic backward pass raises).
 
     Example:
         >>> features, rois = torch.rand(1, 8, 10, 10), torch.tensor([[0, 2.0, 2.0, 30.0, 20.0]])
@@ -80,6 +80,7 @@ def deform_roi_pool(
         check_shape("mask", mask, (count, 1, *output_size))
     if not 0 < spatial_scale < math.inf:
         raise ValueError(f"spatial_scale: expected a positive number, got {spatial_scale}")
+    _check_gamma(gamma)
     if not isinstance(sampling_ratio, int):
         raise TypeError(f"sampling_ratio: expected an int, got {sampling_ratio!r}")
     if not 0 <= sampling_ratio <= 1000:
@@ -87,6 +88,11 @@ def deform_roi_pool(
     return torch.ops.dcn.deform_roi_pool(
         input, rois, offset, mask, output_size, spatial_scale, sampling_ratio, gamma
     )
+
+
+def _check_gamma(gamma: float) -> None:
+    if not math.isfinite(gamma):
+        raise ValueError(f"gamma: expected a finite number, got {gamma}")
 
 
 class DeformRoIPool(nn.Module):
@@ -125,6 +131,7 @@ class DeformRoIPool(nn.Module):
         self.output_size = pair("output_size", output_size, 1)
         self.spatial_scale = spatial_scale
         self.sampling_ratio = sampling_ratio
+        _check_gamma(gamma)
         self.gamma = gamma
         self.modulated = modulated
         bins = self.output_size[0] * self.output_size[1]

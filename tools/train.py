@@ -1,8 +1,6 @@
 #!/usr/bin/env python
 """Train a detector: tools/train.py CONFIG."""
 
-import os
-import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from dcndet.models.engine import EngineError, Runner
 from dcndet.models.engine.cli import (
     config_parser,
     existing_checkpoint,
+    in_work_dir,
     load_config,
     one_line_errors,
 )
@@ -56,15 +55,8 @@ def main():
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else existing_checkpoint(args.resume)
 
-    try:
+    with in_work_dir(cfg.work_dir):
         Runner.from_cfg(cfg).train()
-    except KeyboardInterrupt:
-        kept = any(Path(cfg.work_dir).glob("*.pth"))
-        then = f"--resume goes on from the newest checkpoint in {cfg.work_dir}"
-        print(f"\nstopped; {then if kept else 'no checkpoint was written yet'}", file=sys.stderr)
-        # The process ends by the signal, as whoever started it expects.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
 
 
 if __name__ == "__main__":

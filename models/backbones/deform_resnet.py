@@ -82,8 +82,8 @@ def checked(deform: dict, num_stages: int) -> dict:
     layers, stages = settings["layers"], settings["stages"]
     if layers is None and stages is None:
         raise ValueError("deform: give layers or stages")
-    if layers is not None and layers < 0:
-        raise ValueError(f"deform: layers must be at least 0, got {layers}")
+    if layers is not None and (not isinstance(layers, int) or layers < 0):
+        raise ValueError(f"deform: layers must be an integer from 0 up, got {layers!r}")
     if stages is not None and len(stages) != num_stages:
         raise ValueError(f"deform: expected {num_stages} stages, got {stages}")
     return settings

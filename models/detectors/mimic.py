@@ -105,12 +105,14 @@ class FeatureMimic(nn.Module):
             raise ValueError(
                 f"mimic: on: expected 'foreground', 'background' or 'both', got {on!r}"
             )
-        if num_rois < 1:
-            raise ValueError(f"mimic: num_rois: expected at least 1, got {num_rois}")
-        if crop_size < SMALLEST_CROP:
-            raise ValueError(
-                f"mimic: crop_size: expected at least {SMALLEST_CROP}, got {crop_size}"
-            )
+        for name, value, least in (
+            ("num_rois", num_rois, 1),
+            ("crop_size", crop_size, SMALLEST_CROP),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"mimic: {name}: expected an integer from {least} up, got {value!r}"
+                )
         self.num_classes = num_classes
         self.num_rois = num_rois
         self.on = on

@@ -2,7 +2,13 @@
 
 from .checkpoint import find_resumable, load_weights
 from .errors import CheckpointError, EngineError, NonFiniteError
-from .hooks import CheckpointHook, ClassCountHook, EpochSeedHook, LastValidationHook, NonFiniteHook
+from .hooks import (
+    CheckpointHook,
+    ClassCountHook,
+    EpochSeedHook,
+    MissedValidationHook,
+    NonFiniteHook,
+)
 from .offsets import OffsetStatisticsHook
 from .optim import BFloat16OptimWrapper, mixed_precision
 from .options import check_options, merge_options
@@ -17,9 +23,9 @@ __all__ = [
     "ClassCountHook",
     "EngineError",
     "EpochSeedHook",
-    "LastValidationHook",
     "LogProcessor",
     "MimicPictureHook",
+    "MissedValidationHook",
     "NonFiniteError",
     "NonFiniteHook",
     "OffsetStatisticsHook",

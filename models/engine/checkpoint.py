@@ -2,20 +2,21 @@
 
 Importing this module replaces every loader of mmengine's ``CheckpointLoader``, so that
 ``load_from``, ``--resume``, ``init_cfg=dict(type='Pretrained', ...)`` and
-``mmengine.runner.load_checkpoint`` all go through it. mmengine's own loaders retry with
-``weights_only=False`` when the safe load fails.
+``mmengine.runner.load_checkpoint`` all go through it. mmengine's own loaders let a pickle call
+``getattr`` and numpy's constructors, and retry with ``weights_only=False`` when that fails.
 """
 
 import copy
 import os
 import pickle
 import re
+import zipfile
+import zlib
 from pathlib import Path
 
-import numpy as np
 import torch
 from mmengine.dist import barrier, get_rank
-from mmengine.logging import HistoryBuffer, MMLogger, print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.runner import (
     CheckpointLoader,
     get_deprecated_model_names,
@@ -26,66 +27,32 @@ from mmengine.runner import (
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from .errors import CheckpointError
+from .plain import STAND_INS
 from .screen import say
 
 TRAINING_ONLY = "mimic."  # the auxiliary classifier of feature mimicking
 NEARLY_NOTHING = 0.1  # the share of the parameters' values that load_from has to fill
+# How torch.load names what it refuses to make.
+OBJECT = re.compile(
+    r"GLOBAL (.+?)(?: was not| whose|$)|recognized function (.+)|but got (<.+)", re.M
+)
+EVALUATED = (
+    "evaluated"  # in the message hub: the iteration after which the model was evaluated last
+)
 RESUME_KEYS = ("meta", "state_dict", "message_hub", "optimizer")
 
 
-def _statistics_method(owner, name):
-    """What ``getattr`` means in a checkpoint: a HistoryBuffer pickles its methods by that name.
-
-    The real ``getattr`` would let a file reach any attribute of any allowed object.
-
-    Raises:
-        pickle.UnpicklingError: anything else is asked for.
-    """
-    if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
-        raise pickle.UnpicklingError(f"Unsupported global: GLOBAL getattr({owner}, {name!r})")
-    return getattr(owner, name)
-
-
-# What mmengine writes beside tensors: its message hub (HistoryBuffer) and numpy scalars, which
-# numpy 1 and 2 pickle under different names.
-SAFE_GLOBALS = [
-    HistoryBuffer,
-    (_statistics_method, "builtins.getattr"),
-    np.ndarray,
-    np.dtype,
-    *{type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]},
-    *(
-        (function, f"numpy.{core}.multiarray.{function.__name__}")
-        for function in (np._core.multiarray._reconstruct, np._core.multiarray.scalar)
-        for core in ("core", "_core")
-    ),
-]
-
-
 def _read(source, load):
-    """Call ``load()``, which reads ``source``, with only ``SAFE_GLOBALS`` allowed.
+    """Call ``load()``, which reads ``source`` and makes nothing but tensors and plain values.
 
     Raises:
         CheckpointError: the file cannot be read, holds Python objects, or is not a dict.
     """
     try:
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
+        with torch.serialization.safe_globals(STAND_INS):
             checkpoint = load()
     except Exception as error:  # torch.load has no type of its own for a damaged file
-        refused = re.search(r"GLOBAL (.+?)(?: was not|$)", str(error), re.MULTILINE)
-        if refused:
-            reason = (
-                f"it holds a Python object ({refused[1]}), which could run code; only tensors and "
-                "plain values are loaded"
-            )
-        elif isinstance(error, OSError):  # the disk or, as a URLError, the network
-            reason = str(error)
-        else:
-            reason = "truncated or not a checkpoint"
-            if not isinstance(error, pickle.UnpicklingError):  # torch's advises the unsafe way
-                detail = (str(error).splitlines() or [""])[0]
-                reason += f" ({type(error).__name__}: {detail})"
-        raise CheckpointError(f"cannot load {source}: {reason}") from error
+        raise CheckpointError(f"cannot load {source}: {_reason(error)}") from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(
             f"cannot load {source}: it holds a {type(checkpoint).__name__}, not a state dict"
@@ -93,16 +60,59 @@ def _read(source, load):
     return checkpoint
 
 
+def _reason(error):
+    """Why torch.load failed, without its advice to load the file in the unsafe way."""
+    text = str(error)
+    if isinstance(error, OSError):  # the disk or, as a URLError, the network
+        return text
+    if "TorchScript" in text:
+        return "it is a TorchScript archive, not a state dict"
+    if "legacy .tar format" in text:
+        return "it is in the tar format of PyTorch before 0.1.10, which is not read"
+    if found := OBJECT.search(text):
+        name = next(filter(None, found.groups()))
+        return (
+            f"it holds a Python object ({name}), which could run code; only tensors and plain "
+            "values are loaded"
+        )
+    reason = "truncated or not a checkpoint"
+    if isinstance(
+        error, pickle.UnpicklingError | KeyError | IndexError
+    ):  # bytes that are no pickle
+        return reason
+    return f"{reason} ({type(error).__name__}: {(text.splitlines() or [''])[0]})"
+
+
+def _check_checksums(path):
+    """Raise CheckpointError if a part of the file is not as it was written; torch.load skips this.
+
+    Files in PyTorch's format before 1.6 have no checksums.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
+        damaged = str(error)
+    if damaged:
+        raise CheckpointError(f"cannot load {path}: it is damaged ({damaged}: wrong checksum)")
+
+
 @CheckpointLoader.register_scheme(prefixes="", force=True)
 def load_from_local(filename, map_location=None, mmap=None):
     """Load a local file. ``map_location`` and ``mmap`` are those of ``torch.load``.
 
     Raises:
-        CheckpointError: there is no such file, or it is not a checkpoint that is safe to load.
+        CheckpointError: there is no such file, it is not a checkpoint that is safe to load, or
+            a part of it has another checksum than when it was written. With ``mmap``, by which only
+            what is looked at is read, checksums are not compared.
     """
     path = Path(filename).expanduser()
     if not path.is_file():
         raise CheckpointError(f"checkpoint not found: {path}")
+    if not mmap:
+        _check_checksums(path)
     return _read(
         path, lambda: torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     )
@@ -182,6 +192,8 @@ def load_weights(model, checkpoint, source, strict):
         CheckpointError: the weights do not fit the model.
     """
     state = copy.copy(checkpoint.get("state_dict", checkpoint))  # with its _metadata
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise CheckpointError(f"{source}: its state_dict holds no weights by name")
     consume_prefix_in_state_dict_if_present(state, "module.")
     own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     if not any(key.startswith(TRAINING_ONLY) for key in own):
@@ -250,35 +262,80 @@ def check_resumable(checkpoint, source):
             f"cannot resume from {source}: it lacks {', '.join(lacking)}; to start from its "
             "weights only, use --cfg-options load_from=..."
         )
+    meta, hub = checkpoint["meta"], checkpoint["message_hub"]
+    counts = [meta.get(key) for key in ("epoch", "iter")] if isinstance(meta, dict) else []
+    state, optimizer = checkpoint["state_dict"], checkpoint["optimizer"]
+    sound = {
+        "meta": counts and all(type(count) is int and count >= 0 for count in counts),
+        "message_hub": isinstance(hub, dict)
+        and all(
+            isinstance(hub.get(key), dict)
+            for key in ("log_scalars", "runtime_info", "resumed_keys")
+        ),
+        "state_dict": isinstance(state, dict) and all(isinstance(key, str) for key in state),
+        "optimizer": isinstance(optimizer, dict) and optimizer,
+        "param_schedulers": isinstance(checkpoint.get("param_schedulers", []), list | dict),
+    }
+    if unsound := [key for key, good in sound.items() if not good]:
+        raise CheckpointError(
+            f"cannot resume from {source}: its {', '.join(unsound)} "
+            f"{'is' if len(unsound) == 1 else 'are'} not what a training run writes"
+        )
 
 
 def find_resumable(work_dir):
     """Path of the newest complete checkpoint of ``work_dir``.
 
-    Checkpoints there, and the one that the file ``last_checkpoint`` names, are opened and the one
-    saved last is taken: a killed run leaves that file one checkpoint behind, or empty.
+    Checkpoints there, and the one that the file ``last_checkpoint`` names, are opened. The newest
+    is the one furthest in the latest of the runs that wrote there, by what the files say, not by
+    the clock: a killed run leaves ``last_checkpoint`` one checkpoint behind, or empty.
 
     Raises:
         CheckpointError: there is none.
     """
+    found, refused = _resumable(work_dir)
+    for path in sorted(found, key=found.get, reverse=True):
+        try:
+            _check_checksums(path)
+            return str(path)
+        except CheckpointError as error:
+            refused.append(_refuse(path, error))
+    damaged = f" (not {', '.join(refused)})" if refused else ""
+    raise CheckpointError(f"nothing to resume: {work_dir} holds no complete checkpoint{damaged}")
+
+
+def latest_run(work_dir):
+    """Number of the latest of the runs that left checkpoints in ``work_dir``; 0 if none did.
+
+    A run that starts anew has the next number, one that is resumed keeps its own.
+    """
+    return max((run for run, *_ in _resumable(work_dir)[0].values()), default=0)
+
+
+def _resumable(work_dir):
+    """What can be resumed from, as {path: (run, iteration, whether evaluated)}; what cannot."""
     work_dir = Path(work_dir)
     candidates = set(work_dir.glob("*.pth"))
     pointer = work_dir / "last_checkpoint"
-    if pointer.is_file() and (named := pointer.read_text().strip()):
-        candidates |= {path for path in [Path(named).absolute()] if path.is_file()}
-    saved, refused = {}, []
+    if pointer.is_file():
+        named = os.fsdecode(pointer.read_bytes()).strip()
+        if named and os.path.isfile(named):
+            candidates.add(Path(named).absolute())
+    found, refused = {}, []
     for path in sorted(candidates):
         try:
             checkpoint = load_from_local(path, map_location="cpu", mmap=True)
             check_resumable(checkpoint, path)
         except CheckpointError as error:
-            refused.append(os.path.basename(path))
-            print_log(f"Not resuming from {refused[-1]}: {error}", logger="current")
+            refused.append(_refuse(path, error))
         else:
-            saved[path] = checkpoint["meta"]["time"], checkpoint["meta"]["iter"]
-    if not saved:
-        damaged = f" (not {', '.join(refused)})" if refused else ""
-        raise CheckpointError(
-            f"nothing to resume: {work_dir} holds no complete checkpoint{damaged}"
-        )
-    return str(max(saved, key=saved.get))
+            meta, info = checkpoint["meta"], checkpoint["message_hub"]["runtime_info"]
+            run = meta.get("run", 0)
+            evaluated = info.get(EVALUATED) == meta["iter"]
+            found[path] = run if type(run) is int else 0, meta["iter"], evaluated
+    return found, refused
+
+
+def _refuse(path, error):
+    print_log(f"Not resuming from {path.name}: {error}", logger="current")
+    return path.name

@@ -1,7 +1,8 @@
 """What tools/train.py and tools/test.py share: their common flags, and one-line errors."""
 
 import argparse
-import errno
+import os
+import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,13 @@ from .errors import CheckpointError, EngineError
 from .options import merge_options, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+class _Options(DictAction):
+    def __call__(self, parser, namespace, values, option_string=None):
+        if wrong := [value for value in values if "=" not in value]:
+            parser.error(f"argument {option_string}: expected KEY=VALUE, got {wrong[0]!r}")
+        super().__call__(parser, namespace, values, option_string)
 
 
 def config_parser(description):
@@ -25,7 +33,7 @@ def config_parser(description):
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=_Options,
         metavar="KEY=VALUE",
         help="override settings of the config, for example train_cfg.max_epochs=1",
     )
@@ -93,9 +101,10 @@ def existing_checkpoint(path):
 
 @contextmanager
 def one_line_errors(*types):
-    """Exit with status 1 and ``error: ...`` on an EngineError, one of ``types``, or a full disk.
+    """Exit with status 1 and ``error: ...`` on an EngineError, an OSError or one of ``types``.
 
-    Any other exception keeps its traceback.
+    Ctrl-C ends the process by the signal, as whoever started it expects, after one line. Any other
+    exception keeps its traceback.
     """
     try:
         yield
@@ -105,6 +114,32 @@ def one_line_errors(*types):
             message = message.splitlines()[-1]
         sys.exit(f"error: {message}")
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"error: {where}{error.strerror or error}")
+    except (KeyboardInterrupt, SyntaxError) as error:
+        # mmengine makes a SyntaxError of whatever stops it while it formats a config.
+        interrupt = error if isinstance(error, KeyboardInterrupt) else error.__context__
+        if not isinstance(interrupt, KeyboardInterrupt):
             raise
-        sys.exit(f"error: {error}")
+        print(f"\nstopped; {interrupt}" if str(interrupt) else "\nstopped", file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@contextmanager
+def in_work_dir(work_dir):
+    """Name ``work_dir`` in errors of writing that name no file, and in the line after Ctrl-C.
+
+    Raises:
+        EngineError: writing failed.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise EngineError(f"cannot write to {work_dir}: {error.strerror or error}") from error
+    except KeyboardInterrupt as interrupt:
+        kept = any(Path(work_dir).glob("*.pth"))
+        then = f"--resume goes on from the newest checkpoint in {work_dir}"
+        raise KeyboardInterrupt(then if kept else "no checkpoint was written yet") from interrupt

@@ -14,9 +14,13 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import set_random_seed
+from mmengine.runner import IterBasedTrainLoop, set_random_seed
 
-from .errors import EngineError, NonFiniteError
+from .checkpoint import EVALUATED
+from .errors import CheckpointError, EngineError, NonFiniteError
+from .plain import from_plain, to_plain
+
+OUTDATED = "outdated"  # in the message hub: names of the files that the next save replaces
 
 
 @HOOKS.register_module()
@@ -112,17 +116,50 @@ class NonFiniteHook(Hook):
 
 
 @HOOKS.register_module()
-class LastValidationHook(Hook):
-    """Evaluates the last epoch of a run that was stopped after its checkpoint was written.
+class MissedValidationHook(Hook):
+    """Makes up for the evaluation in which a run was stopped, before the training goes on.
 
-    The checkpoint comes before the evaluation, and a loop that resumes from it is at its end.
+    The checkpoint of an epoch is written before the epoch is evaluated, and a loop that resumes
+    from it begins with the next one.
     """
 
     priority = "LOWEST"  # all others have begun the training
 
     def before_train(self, runner):
-        if runner.epoch >= runner.max_epochs and runner.val_loop is not None:
+        loop = runner.train_loop
+        done = runner.iter if isinstance(loop, IterBasedTrainLoop) else runner.epoch
+        last = loop.max_iters if isinstance(loop, IterBasedTrainLoop) else loop.max_epochs
+        if runner.val_loop is None or done == 0 or done < loop.val_begin:
+            return
+        loop._decide_current_val_interval()
+        due = done % loop.val_interval == 0 or done >= last
+        if due and runner.message_hub.runtime_info.get(EVALUATED) != runner.iter:
+            # As in the epoch that was stopped; the next one sets it anew.
+            runner.message_hub.update_info("epoch", runner.epoch - 1)
             runner.val_loop.run()
+
+
+@HOOKS.register_module()
+class PlainValuesHook(Hook):
+    """Keeps objects out of checkpoints, so that they are read without allowing any.
+
+    Raises:
+        CheckpointError: what another hook wants to save could not be read again.
+    """
+
+    priority = "LOWEST"  # all others have added to the checkpoint
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        try:
+            for key in ("meta", "message_hub"):
+                checkpoint[key] = to_plain(checkpoint[key], key)
+        except TypeError as error:
+            raise CheckpointError(f"cannot write a checkpoint: {error}") from error
+
+    def after_load_checkpoint(self, runner, checkpoint):
+        hub = checkpoint.get("message_hub")
+        if isinstance(hub, dict) and isinstance(hub.get("log_scalars"), dict):
+            hub["log_scalars"] = from_plain(hub["log_scalars"])
 
 
 @HOOKS.register_module()
@@ -160,13 +197,14 @@ def _images(data_batch):
 class _LateRemoval(LocalBackend):
     """A backend that removes files only when told that their successors are safe.
 
-    A file outside `folder` does not exist for it: the path of the best checkpoint comes from the
-    checkpoint that a run resumes from, which may be another run's, or anybody's.
+    Until then their names are in `info`, which the successor is saved with. A file outside `folder`
+    does not exist for it: the path of the best checkpoint comes from the checkpoint that a run
+    resumes from, which may be another run's, or anybody's.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, info):
         self.folder = Path(folder).resolve()
-        self.outdated = []
+        self.info = info
 
     def isfile(self, filepath):
         return Path(filepath).resolve().parent == self.folder and super().isfile(filepath)
@@ -175,25 +213,57 @@ class _LateRemoval(LocalBackend):
         return Path(filepath).resolve().parent == self.folder and super().isdir(filepath)
 
     def remove(self, filepath):
-        self.outdated.append(filepath)
+        names = self.info.get_info(OUTDATED, [])
+        self.info.update_info(OUTDATED, [*names, Path(filepath).name])
 
     def flush(self):
-        while self.outdated:
-            super().remove(self.outdated.pop())
+        for name in self.info.get_info(OUTDATED, []):
+            if name.endswith(".pth") and self.isfile(self.folder / name):
+                super().remove(self.folder / name)
+        self.info.update_info(OUTDATED, [])
 
 
 @HOOKS.register_module(force=True)
 class CheckpointHook(mmengine.hooks.CheckpointHook):
-    """mmengine's hook, but outdated checkpoints are removed after the new one is saved, not before.
+    """mmengine's hook, for runs that may be killed at any moment. Registered in its place.
 
-    Registered in place of mmengine's: with ``max_keep_ckpts=1`` a full disk would leave none.
+    - Outdated checkpoints are removed after the new one is saved, not before: with
+      ``max_keep_ckpts=1`` a full disk would leave none.
+    - An epoch's checkpoint is written again after its evaluation, whatever the result.
+    - What a killed run left half written, or could not remove any more, is removed.
     """
 
     def before_train(self, runner):
         super().before_train(runner)
-        self.file_backend = _LateRemoval(self.out_dir)
+        self.file_backend = _LateRemoval(self.out_dir, runner.message_hub)
+        if runner.rank == 0:
+            for path in Path(self.out_dir).glob("*.pth.tmp"):
+                path.unlink()
+                runner.logger.info(f"{path}, left half written, is removed")
+            if runner.goes_on:
+                self.file_backend.flush()
+        runner.message_hub.update_info(OUTDATED, [])
+        if self.file_backend.isfile(self._path(runner)):
+            self.last_ckpt = self._path(runner)
+
+    def after_val_epoch(self, runner, metrics):
+        runner.message_hub.update_info(EVALUATED, runner.iter)
+        self.written = self.last_ckpt is None or self.last_ckpt != self._path(runner)
+        super().after_val_epoch(runner, metrics)
+        if not self.written:
+            meta = {"epoch": runner.epoch, "iter": runner.iter}
+            self._save_checkpoint_with_step(runner, self._step(runner), meta)
+
+    def _step(self, runner):
+        return runner.epoch if self.by_epoch else runner.iter
+
+    def _path(self, runner):
+        """Of the checkpoint of the epoch or iteration that was trained last."""
+        name = self.filename_tmpl.format(self._step(runner))
+        return self.file_backend.join_path(self.out_dir, name)
 
     def _save_checkpoint_with_step(self, runner, step, meta):
+        self.written = True
         super()._save_checkpoint_with_step(runner, step, meta)
         self.file_backend.flush()
 

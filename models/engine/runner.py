@@ -3,7 +3,7 @@
 import io
 import logging
 import os
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 import mmengine.runner
@@ -12,11 +12,18 @@ from mmengine.device import get_device
 from mmengine.dist import is_distributed, master_only
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop
 
-from .checkpoint import check_resumable, find_resumable, load_weights
+from .checkpoint import check_resumable, find_resumable, latest_run, load_weights
 from .errors import CheckpointError, EngineError
-from .hooks import ClassCountHook, EpochSeedHook, LastValidationHook, NonFiniteHook
+from .hooks import (
+    ClassCountHook,
+    EpochSeedHook,
+    MissedValidationHook,
+    NonFiniteHook,
+    PlainValuesHook,
+)
+from .locking import only_training
 from .offsets import OffsetStatisticsHook
 from .optim import with_slow_offsets
 from .pictures import MimicPictureHook
@@ -27,8 +34,10 @@ from .screen import SummaryHook, limit, say
 class Runner(mmengine.runner.Runner):
     """Runner whose checkpoints are complete, fit the model, and resume to the same losses.
 
-    - A run that was stopped in its last evaluation makes up for it when it resumes.
-    - A checkpoint appears under its name only when all of it is on disk.
+    - A run that was stopped in an evaluation makes up for it when it resumes.
+    - A work directory takes one training at a time.
+    - A checkpoint appears under its name only when all of it is on disk, and holds tensors and
+      plain values only.
     - Testing and resuming refuse weights that do not fit the model exactly; ``load_from`` alone
       (fine-tuning) says how much of the model they fill and refuses those that fill next to
       nothing.
@@ -50,6 +59,8 @@ class Runner(mmengine.runner.Runner):
     """
 
     _fine_tuning = False
+    goes_on = False  # with what this work directory holds
+    run_number = 1  # among the runs of this work directory
 
     def setup_env(self, env_cfg):
         # mmengine's init_dist selects a CUDA device whatever the backend is
@@ -99,7 +110,8 @@ class Runner(mmengine.runner.Runner):
         self.register_hook(NonFiniteHook(self.cfg.get("skip_non_finite", 0)))
         self.register_hook(ClassCountHook())
         self.register_hook(SummaryHook(self._screen))
-        self.register_hook(LastValidationHook())
+        self.register_hook(MissedValidationHook())
+        self.register_hook(PlainValuesHook())
         for watching in (OffsetStatisticsHook, MimicPictureHook):
             if not any(isinstance(hook, watching) for hook in self.hooks):
                 self.register_hook(watching())
@@ -166,13 +178,35 @@ class Runner(mmengine.runner.Runner):
         return super().build_param_scheduler(resolved(scheduler))
 
     def train(self):
+        """Train.
+
+        Raises:
+            EngineError: another training writes to the work directory, or nothing would be trained.
+        """
         self._fine_tuning = not self._resume
         self._schedule = self.param_schedulers
-        return super().train()
+        with only_training(self.work_dir) if self.rank == 0 else nullcontext():
+            return super().train()
+
+    def build_train_loop(self, loop):
+        loop = super().build_train_loop(loop)
+        if loop.max_iters < 1:
+            raise EngineError(
+                f"nothing to train: {loop.max_epochs} epochs of {len(loop.dataloader)} batches of "
+                f"{loop.dataloader.batch_size} images"
+            )
+        if loop.val_interval < 1:
+            raise EngineError(
+                f"train_cfg.val_interval is {loop.val_interval}; at least 1 is needed"
+            )
+        return loop
 
     def load_or_resume(self):
-        if self._resume and self._load_from is None and not self._has_loaded:
+        self.goes_on = self._resume and self._load_from is None and not self._has_loaded
+        if self.goes_on:
             self._load_from = find_resumable(self.work_dir)
+        elif not self._has_loaded:
+            self.run_number = latest_run(self.work_dir) + 1
         super().load_or_resume()
 
     def load_checkpoint(self, filename, map_location="cpu", strict=None):
@@ -184,19 +218,58 @@ class Runner(mmengine.runner.Runner):
         checkpoint = CheckpointLoader.load_checkpoint(filename, map_location)
         if self._resume:
             check_resumable(checkpoint, filename)
+            if self.goes_on:
+                self.run_number = checkpoint["meta"].get("run", 0)
+            self._compare(checkpoint["meta"])
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         model = self.model.module if is_model_wrapper(self.model) else self.model
         strict = not self._fine_tuning if strict is None else strict
         load_weights(model, checkpoint, filename, strict)
         self._has_loaded = True
+        self._has_schedule = bool(checkpoint.get("param_schedulers"))
         self.logger.info(f"Load checkpoint from {filename}")
         return checkpoint
 
-    def resume(self, *args, **kwargs):
+    def _compare(self, meta):
+        """Warn where the losses cannot be those of the run that wrote a checkpoint."""
+        here = {"processes": self.world_size, "threads": torch.get_num_threads()}
+        for what, count in here.items():
+            if meta.get(what, count) != count:
+                consequence = {
+                    "processes": "its batches and learning rate are others",
+                    "threads": "losses differ in the last bits",
+                }
+                self.logger.warning(
+                    f"the checkpoint is of a run with {meta[what]} {what}, this one has {count}: "
+                    f"{consequence[what]}"
+                )
+
+    def resume(self, filename, *args, **kwargs):
+        """Go on from a checkpoint.
+
+        Raises:
+            CheckpointError: it cannot be read, or its contents do not fit this training.
+        """
         asked = [places(schedulers) for schedulers in self._schedulers()]
-        super().resume(*args, **kwargs)
-        if asked != [places(schedulers) for schedulers in self._schedulers()]:
-            self._follow_schedule()
+        try:
+            super().resume(filename, *args, **kwargs)
+        except EngineError:
+            raise
+        except Exception as error:  # whatever the optimizer and the schedulers make of odd contents
+            raise CheckpointError(
+                f"cannot resume from {filename}: {type(error).__name__}: {error}"
+            ) from error
+        loop, length = self.train_loop, len(self.train_dataloader)
+        if isinstance(loop, EpochBasedTrainLoop) and loop.iter != loop.epoch * length:
+            self.logger.warning(
+                f"the checkpoint has {loop.iter} iterations in {loop.epoch} epochs, where an epoch "
+                f"has {length} here: counting goes on from {loop.epoch * length}"
+            )
+            loop._iter = loop.epoch * length
+        if asked and not self._has_schedule:
+            self._follow_schedule("the checkpoint holds no param_schedulers")
+        elif asked != [places(schedulers) for schedulers in self._schedulers()]:
+            self._follow_schedule("the schedule is another than the checkpoint's")
         # the checkpoint may bring another seed, and the sampler was built before it
         loader = self.train_dataloader
         for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
@@ -208,7 +281,7 @@ class Runner(mmengine.runner.Runner):
         built = self.param_schedulers or []
         return list(built.values()) if isinstance(built, dict) else [built]
 
-    def _follow_schedule(self):
+    def _follow_schedule(self, reason):
         """Put the rate where a run of this config's schedule has it after `self.iter` iterations.
 
         A checkpoint brings its run's schedule along.
@@ -220,21 +293,27 @@ class Runner(mmengine.runner.Runner):
             advance(schedulers, self.iter, len(self.train_dataloader))
         after = self.optim_wrapper.param_groups[0]["lr"]
         self.logger.warning(
-            f"the schedule is another than the checkpoint's: the learning rate goes on from "
-            f"{after:.6g}, where a run of this schedule has it, not from {before:.6g}"
+            f"{reason}: the learning rate goes on from {after:.6g}, where a run of this schedule "
+            f"has it, not from {before:.6g}"
         )
 
     @master_only
-    def save_checkpoint(self, out_dir, filename, *args, **kwargs):
+    def save_checkpoint(self, out_dir, filename, *args, meta=None, **kwargs):
         """Save under a temporary name, flush to disk, then rename.
 
         Raises:
             CheckpointError: writing failed; the temporary file is removed, others are untouched.
         """
+        meta = {
+            **(meta or {}),
+            "run": self.run_number,
+            "processes": self.world_size,
+            "threads": torch.get_num_threads(),
+        }
         path = Path(out_dir, filename)
         temporary = path.with_name(f"{path.name}.tmp")
         try:
-            super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)
+            super().save_checkpoint(out_dir, temporary.name, *args, meta=meta, **kwargs)
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)

@@ -459,6 +459,7 @@ def test_same_bits_twice(sampling_ratio, device):
         ({"offset": torch.zeros(8, 2, 2, 3)}, ValueError, "^offset: expected shape"),
         ({"offset": torch.zeros(9, 12)}, ValueError, "^offset: expected 4 dimensions"),
         ({"mask": torch.zeros(10, 2, 2, 3)}, ValueError, r"^mask: .*\(10, 1, 2, 3\), got"),
+        ({"gamma": float("nan")}, ValueError, "^gamma: expected a finite number, got nan"),
         ({"output_size": 0}, ValueError, "^output_size: expected at least 1, got 0"),
         ({"output_size": (2, 0)}, ValueError, r"^output_size: expected at least 1, got \(2, 0\)"),
         ({"output_size": 2.5}, TypeError, "^output_size: expected an int or two, got 2.5"),

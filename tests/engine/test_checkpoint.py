@@ -8,6 +8,7 @@ import pytest
 import torch
 from dcndet.models.engine import CheckpointError, load_weights
 from dcndet.models.engine import checkpoint as checkpoint_module
+from dcndet.models.engine.plain import from_plain, to_plain
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader, get_torchvision_models, load_checkpoint
@@ -50,11 +51,36 @@ def test_a_malicious_pickle_is_refused_and_not_executed(source, tmp_path, monkey
     assert not marker.exists()
 
 
-def test_getattr_in_a_checkpoint_reaches_history_methods_only(tmp_path):
+ARRAY = Runs(np.ndarray, (1,), Runs(np.dtype, "O"), b"AAAAAAAA")  # a pointer to 0x4141...
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ARRAY,
+        Runs(HistoryBuffer, ARRAY, ARRAY),  # counts a reference at that address
+        Runs(np.ndarray, (10**9,), np.dtype("f8")),
+        Runs(np.dtype, "O"),
+        Runs(np.dtype, "f8,O"),
+        np.dtype([("a", "f8"), ("b", "O")]),
+        np.array([{}], dtype=object),
+        np.array(["text"]),
+        np.datetime64("2020-01-01"),
+        Runs(np.load, "/etc/passwd"),
+        Runs(np._core.multiarray.scalar, np.dtype("f8"), b"AAAA"),
+    ],
+)
+def test_a_pickle_calls_no_constructor_of_numpy(content, tmp_path):
     path = tmp_path / "evil.pth"
-    torch.save({"meta": Runs(getattr, HistoryBuffer, "__init__")}, path)
+    torch.save({"meta": content}, path)
     with pytest.raises(CheckpointError, match=r"evil\.pth"):
         load(path)
+
+
+def test_getattr_in_a_checkpoint_reaches_nothing(tmp_path):
+    path = tmp_path / "evil.pth"
+    torch.save({"meta": Runs(getattr, HistoryBuffer, "__init__")}, path)
+    assert load(path) == {"meta": None}
 
 
 def test_pretrained_weights_of_a_config_are_loaded_safely(tmp_path):
@@ -114,6 +140,54 @@ def test_published_checkpoints_of_older_versions_load(tmp_path):
     # numpy 1 wrote this module's name without the underscore
     path.write_bytes(path.read_bytes().replace(b"numpy._core", b"numpy.core"))
     assert load(path)["meta"]["mAP"] == 0.374
+
+
+@pytest.mark.parametrize("kind", ["bit", "block"])
+def test_a_file_that_changed_on_the_disk_is_refused(kind, tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"state_dict": {"weight": torch.rand(5000)}}, path)
+    content = bytearray(path.read_bytes())
+    if kind == "bit":
+        content[12_000] ^= 1
+    else:
+        content[8_192:12_288] = bytes(4096)
+    path.write_bytes(content)
+    assert "weight" in torch.load(path, weights_only=True)["state_dict"]  # torch does not notice
+    with pytest.raises(CheckpointError, match=r"a\.pth: it is damaged \(.*data/0: wrong checksum"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (lambda path: torch.jit.script(nn.Linear(1, 1)).save(path), "a TorchScript archive"),
+        (lambda path: torch.save(nn.Linear(1, 1), path), r"a Python object \(torch\.nn\.modules"),
+        (lambda path: path.write_bytes(pickle.dumps(Runs(os.mkdir, "/x"))), "or not a checkpoint"),
+        (lambda path: path.write_bytes(b"PK\x03\x04 no zip"), "truncated or not a checkpoint"),
+    ],
+)
+def test_a_refusal_says_why_and_does_not_advise_the_unsafe_way(content, reason, tmp_path):
+    content(tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=rf"a\.pth: .*{reason}") as error:
+        load(tmp_path / "a.pth")
+    assert "weights_only" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_plain_values_come_back_with_their_types():
+    value = {
+        "a": (1, [np.float32(0.5), np.int64(3), None], {"b": True}),
+        "c": np.arange(3),
+        "d": HistoryBuffer([1.0, 2.0], [1, 1]),
+    }
+    plain = to_plain(value, "x")
+    assert plain["a"] == (1, [0.5, 3, None], {"b": True})
+    assert type(plain["a"][1][0]) is float
+    assert plain["c"].tolist() == [0, 1, 2]
+    (again,) = from_plain({"d": plain["d"]}).values()
+    assert again.data[0].tolist() == [1, 2]
+    with pytest.raises(TypeError, match=r"^x\.a\[0\] is a Module, which no checkpoint"):
+        to_plain({"a": [nn.Module()]}, "x")
 
 
 def test_strict_loading_names_what_differs():

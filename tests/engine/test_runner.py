@@ -1,141 +1,20 @@
-"""Whole runs of a toy model. As a script (see ``killed``) this file trains until it is killed."""
+"""Whole runs of a toy model."""
 
-import errno
 import json
-import os
-import random
 import re
-import signal
-import subprocess
-import sys
-import uuid
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from dcndet.models.engine import (
-    CheckpointError,
     EngineError,
     NonFiniteError,
-    Runner,
-    find_resumable,
 )
 from mmengine.config import Config
-from mmengine.evaluator import BaseMetric
-from mmengine.fileio import LocalBackend
-from mmengine.logging import MessageHub
-from mmengine.model import BaseModel
-from mmengine.structures import BaseDataElement
 from torch import nn
-from torch.utils.data import Dataset
 
 from dcn import DeformConv2d
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-class Images(Dataset):
-    """Six samples, augmented at random from all three generators."""
-
-    def __len__(self):
-        return 6
-
-    def __getitem__(self, index):
-        noise = random.random() + np.random.rand() + torch.rand(4)
-        sample = BaseDataElement(metainfo={"img_path": f"{index}.jpg"})
-        return {"inputs": index + noise, "data_samples": sample}
-
-
-class Toy(BaseModel):
-    def __init__(self, width=4, fault=None, fault_iter=4):
-        super().__init__()
-        self.backbone = nn.Linear(4, 4)
-        self.head = nn.Linear(4, width)
-        self.fault, self.fault_iter, self.calls, self.seen = fault, fault_iter, 0, []
-
-    def forward(self, inputs, data_samples, mode):
-        if mode == "predict":
-            return data_samples
-        x = torch.stack(inputs)
-        self.seen.append(x[:, 0].tolist())
-        loss = self.head(nn.functional.dropout(self.backbone(x))).square().mean() / 100
-        if self.calls == self.fault_iter and self.fault == "loss":
-            loss = loss * float("nan")
-        if self.calls == self.fault_iter and self.fault == "gradient":
-            loss = loss + (self.head.weight * 0).sqrt().sum()
-        self.calls += 1
-        return {"loss_cls": loss, "loss_bbox": loss * 2}
-
-
-class Score(BaseMetric):
-    """A score that rises with every epoch."""
-
-    def process(self, data_batch, data_samples):
-        self.results += data_samples
-
-    def compute_metrics(self, results):
-        return {"score": MessageHub.get_current_instance().get_info("epoch")}
-
-
-WARM_UP = {"type": "LinearLR", "by_epoch": False, "start_factor": 0.1, "end": 7}
-
-
-def build(
-    work_dir, model=None, workers=0, seed=5, epochs=3, validate=False, schedule=WARM_UP, **kwargs
-):
-    loader = {
-        "dataset": Images(),
-        "sampler": {"type": "DefaultSampler", "shuffle": True},
-        "batch_size": 2,
-        "num_workers": workers,
-        "persistent_workers": workers > 0,
-    }
-    checkpoint = {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 1}
-    if validate:
-        kwargs.update(val_dataloader=loader, val_cfg={}, val_evaluator={"type": Score})
-        checkpoint.update(save_best="score", rule="greater")
-    torch.manual_seed(0)  # the runner seeds only after the model is built
-    return Runner(
-        model or Toy(),
-        str(work_dir),
-        train_dataloader=loader,
-        train_cfg={"by_epoch": True, "max_epochs": epochs},
-        optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.01, "momentum": 0.9}},
-        param_scheduler=schedule,
-        default_hooks={"checkpoint": checkpoint},
-        randomness={"seed": seed},
-        experiment_name=uuid.uuid4().hex,
-        **kwargs,
-    )
-
-
-def train(*args, **kwargs):
-    """The loss of every iteration, and the runner."""
-    runner = build(*args, **kwargs)
-    runner.train()
-    return runner.message_hub.get_scalar("train/loss").data[0].tolist(), runner
-
-
-def fail_write(name, action):
-    """A ``LocalBackend.put`` that writes half of ``name`` and then does ``action``."""
-    put = LocalBackend.put
-
-    def half(self, obj, filepath):
-        if Path(filepath).name.startswith(name):
-            put(self, obj[: len(obj) // 2], filepath)
-            action()
-        put(self, obj, filepath)
-
-    return half
-
-
-def disk_full():
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def checkpoints(work_dir):
-    return sorted(p.name for p in work_dir.iterdir() if ".pth" in p.name)
+from tests.engine.toy import WARM_UP, Images, Toy, build, checkpoints, train
 
 
 def test_a_refused_run_writes_no_config(tmp_path):
@@ -144,23 +23,6 @@ def test_a_refused_run_writes_no_config(tmp_path):
     assert not list(tmp_path.glob("*.py"))
     train(tmp_path)
     assert len(list(tmp_path.glob("*.py"))) == 1
-
-
-def test_a_killed_run_resumes_to_the_same_losses(tmp_path):
-    expected, runner = train(tmp_path / "whole", workers=1)
-    assert len(set(expected)) == 9
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, str(tmp_path / "killed")]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
-    # killed while it wrote the checkpoint of the second epoch
-    assert checkpoints(tmp_path / "killed") == ["epoch_1.pth", "epoch_2.pth.tmp"]
-    # the seed of the checkpoint counts, not the one given now
-    losses, resumed = train(tmp_path / "killed", workers=1, seed=77, resume=True)
-    assert losses == expected
-    for name, weight in runner.model.state_dict().items():
-        assert torch.equal(weight, resumed.model.state_dict()[name])
-    assert checkpoints(tmp_path / "killed") == ["epoch_3.pth"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -172,72 +34,18 @@ def test_every_epoch_augments_differently(workers, tmp_path):
     assert noise[0] != noise[1] != noise[2]
 
 
-def test_resuming_elsewhere_removes_nothing_there(tmp_path):
-    train(tmp_path / "old", validate=True, epochs=1)
-    before = checkpoints(tmp_path / "old")
-    assert "best_score_epoch_1.pth" in before
-    last = str(tmp_path / "old" / "epoch_1.pth")
-    train(tmp_path / "new", validate=True, epochs=2, resume=True, load_from=last)
-    assert checkpoints(tmp_path / "old") == before
-    assert checkpoints(tmp_path / "new") == ["best_score_epoch_2.pth", "epoch_2.pth"]
-
-
-@pytest.mark.parametrize("name", ["epoch_2.pth", "best_score_epoch_2.pth"])
-def test_a_full_disk_leaves_the_earlier_checkpoint(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(LocalBackend, "put", fail_write(name, disk_full))
-    with pytest.raises(CheckpointError, match=rf"cannot write.*{name}: No space left on device"):
-        train(tmp_path, validate=True)
-    left = checkpoints(tmp_path)
-    assert "best_score_epoch_1.pth" in left
-    assert ("epoch_1.pth" if name == "epoch_2.pth" else "epoch_2.pth") in left
-    assert name not in left
-    assert not any(file.endswith(".tmp") for file in left)
-    monkeypatch.undo()
-    train(tmp_path, validate=True, resume=True)
-    assert checkpoints(tmp_path) == ["best_score_epoch_3.pth", "epoch_3.pth"]
-
-
-def test_resume_needs_a_complete_checkpoint(tmp_path):
-    with pytest.raises(CheckpointError, match=f"nothing to resume: {tmp_path}"):
-        train(tmp_path, resume=True)
-    (tmp_path / "epoch_1.pth").write_bytes(b"")
-    torch.save(Toy().state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match=f"nothing to resume: {tmp_path}"):
-        train(tmp_path, resume=True)
-    with pytest.raises(CheckpointError, match=r"weights\.pth: it lacks meta, state_dict, message"):
-        train(tmp_path, resume=True, load_from=str(tmp_path / "weights.pth"))
-
-
-def test_the_newest_complete_checkpoint_is_found(tmp_path):
-    for epochs in (1, 2):
-        train(tmp_path / f"{epochs}", epochs=epochs)
-    first, second = (tmp_path / f"{n}" / f"epoch_{n}.pth" for n in (1, 2))
-    second.rename(tmp_path / "1" / "epoch_2.pth")
-    (tmp_path / "1" / "epoch_3.pth").write_bytes(first.read_bytes()[:1000])
-    os.utime(first)
-    pointer = tmp_path / "1" / "last_checkpoint"
-    for content in (str(first), "", str(first)[:-6]):
-        pointer.write_text(content)
-        assert find_resumable(tmp_path / "1") == str(tmp_path / "1" / "epoch_2.pth")
-    # checkpoints may lie elsewhere (CheckpointHook's out_dir)
-    pointer.write_text(str(tmp_path / "1" / "epoch_2.pth"))
-    pointer.rename(tmp_path / "last_checkpoint")
-    assert find_resumable(tmp_path) == str(tmp_path / "1" / "epoch_2.pth")
-
-
-def test_weights_of_another_model(tmp_path):
-    train(tmp_path, epochs=1)
-    path = str(tmp_path / "epoch_1.pth")
-    with pytest.raises(CheckpointError, match=r"epoch_1.pth does not fit.*head.weight \(4, 4\)"):
-        train(tmp_path / "resumed", model=Toy(width=2), load_from=path, resume=True)
-    runner = build(tmp_path / "tested", model=Toy(width=2), validate=True, load_from=path)
-    with pytest.raises(CheckpointError, match=r"epoch_1.pth does not fit.*head.bias \(4,\)"):
-        runner.val()
-    # fine-tuning may bring another head
-    runner = build(tmp_path / "tuned", model=Toy(width=2), epochs=0, load_from=path)
-    runner.train()
-    trained = torch.load(path, weights_only=False)["state_dict"]["backbone.weight"]
-    assert torch.equal(runner.model.backbone.weight, trained)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "nothing to train: 0 epochs of 3 batches"),
+        ({"epochs": -1}, "nothing to train: -1 epochs"),
+        ({"batch": 7}, "nothing to train: 3 epochs of 0 batches of 7 images"),
+        ({"val_interval": 0}, "val_interval is 0"),
+    ],
+)
+def test_a_run_that_would_train_or_evaluate_nothing_is_refused(settings, message, tmp_path):
+    with pytest.raises(EngineError, match=message):
+        train(tmp_path, **settings)
 
 
 def test_a_loss_that_turns_nan_stops_the_run(tmp_path):
@@ -413,12 +221,3 @@ def test_the_first_screen_is_short_and_the_log_file_has_everything(tmp_path, cap
     log = Path(runner.logger._log_file).read_text()
     assert "Hooks will be executed" in log
     assert "3 epochs of 3 iterations" in log
-
-
-def killed(work_dir):
-    LocalBackend.put = fail_write("epoch_2.pth", lambda: os.kill(os.getpid(), signal.SIGKILL))
-    train(work_dir, workers=1)
-
-
-if __name__ == "__main__":
-    killed(sys.argv[1])

@@ -1,0 +1,120 @@
+"""What mmengine puts into a checkpoint beside tensors, as plain values.
+
+``torch.load(weights_only=True)`` reads plain values as they are. For older checkpoints, where
+mmengine pickled its histories with numpy's arrays and numbers, :data:`STAND_INS` read those
+pickles: nothing of numpy's is ever called with what a file holds.
+"""
+
+import pickle
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+
+
+def to_plain(value, name):
+    """``value`` with numpy's values as Python's or tensors and each HistoryBuffer as a dict.
+
+    Args:
+        value: What is to be saved: dicts, sequences, tensors, numbers, strings, None.
+        name (str): What errors call it.
+
+    Raises:
+        TypeError: it holds an object that could not be read again; the message names its key.
+    """
+    if isinstance(value, HistoryBuffer):
+        values, counts = (torch.from_numpy(np.asarray(part)) for part in value.data)
+        return {"values": values, "counts": counts, "max_length": value.max_length}
+    if isinstance(value, Mapping):
+        return {key: to_plain(inner, f"{name}.{key}") for key, inner in value.items()}
+    if isinstance(value, list | tuple | set):
+        inner = [to_plain(inner, f"{name}[{i}]") for i, inner in enumerate(value)]
+        return type(value)(inner) if type(value) in (tuple, set) else inner
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, _Array):
+        value = value.values
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return torch.from_numpy(value.copy())
+    for plain in (bool, int, float, str):
+        if isinstance(value, plain):
+            return plain(value)
+    if value is None or isinstance(value, torch.Tensor | bytes):
+        return value
+    raise TypeError(f"{name} is a {type(value).__name__}, which no checkpoint can hold safely")
+
+
+def from_plain(log_scalars):
+    """The histories of a message hub by name, each a HistoryBuffer again."""
+    return {
+        name: value
+        if isinstance(value, HistoryBuffer)  # of an older checkpoint
+        else HistoryBuffer(
+            value["values"].cpu().numpy(), value["counts"].cpu().numpy(), value["max_length"]
+        )
+        for name, value in log_scalars.items()
+    }
+
+
+class _DType:
+    """In place of numpy.dtype: numbers only."""
+
+    def __init__(self, code, align=False, copy=False):
+        if not isinstance(code, str) or not re.fullmatch(r"b1|[iu][1248]|f[248]", code):
+            raise pickle.UnpicklingError(f"Unsupported global: GLOBAL numpy.dtype({code!r})")
+        self.numpy = np.dtype(code)
+
+    def __setstate__(self, state):
+        if state[1] in ("<", ">"):
+            self.numpy = self.numpy.newbyteorder(state[1])
+
+    def read(self, data):
+        if not isinstance(data, bytes):
+            raise pickle.UnpicklingError("Unsupported global: GLOBAL numpy data that is not bytes")
+        return np.frombuffer(data, self.numpy).astype(self.numpy.newbyteorder("="))
+
+
+class _Array:
+    """In place of numpy.ndarray: made by ``_reconstruct``, filled with the state that follows."""
+
+    def __init__(self, *arguments):
+        raise pickle.UnpicklingError("Unsupported global: GLOBAL numpy.ndarray, called")
+
+    def __setstate__(self, state):
+        _, shape, dtype, is_fortran, data = state
+        self.values = dtype.read(data).reshape(shape, order="F" if is_fortran else "C")
+
+
+def _reconstruct(kind, *arguments):
+    return _Array.__new__(_Array)
+
+
+def _scalar(dtype, data):
+    return dtype.read(data)[0].item()
+
+
+class _History(HistoryBuffer):
+    """In place of HistoryBuffer."""
+
+    def __setstate__(self, state):
+        values, counts = state["_log_history"].values, state["_count_history"].values
+        super().__init__(values, counts, state["max_length"])
+
+
+def _method(owner, name):
+    """In place of getattr, by which a HistoryBuffer pickled its methods: nobody needs them."""
+
+
+STAND_INS = [
+    (_History, "mmengine.logging.history_buffer.HistoryBuffer"),
+    (_Array, "numpy.ndarray"),
+    (_DType, "numpy.dtype"),
+    (_method, "builtins.getattr"),
+    *(
+        (function, f"numpy.{core}.multiarray.{name}")  # numpy 1 and 2
+        for function, name in ((_reconstruct, "_reconstruct"), (_scalar, "scalar"))
+        for core in ("core", "_core")
+    ),
+]
