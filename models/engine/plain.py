@@ -49,8 +49,8 @@ def to_plain(value, name):
 def from_plain(log_scalars):
     """The histories of a message hub by name, each a HistoryBuffer again."""
     return {
-        name: value
-        if isinstance(value, HistoryBuffer)  # of an older checkpoint
+        name: HistoryBuffer(*value.data, value.max_length)
+        if isinstance(value, _History)
         else HistoryBuffer(
             value["values"].cpu().numpy(), value["counts"].cpu().numpy(), value["max_length"]
         )
