@@ -15,6 +15,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, set_random_seed
+from torch.utils._pytree import tree_leaves
 
 from .checkpoint import EVALUATED
 from .errors import CheckpointError, EngineError, NonFiniteError
@@ -100,6 +101,25 @@ class NonFiniteHook(Hook):
         if self.skipped > self.skip:
             raise NonFiniteError(f"{what}; training stops, {self.skip} were skipped before")
         runner.logger.warning(f"{what}; skipped, {self.skipped} of at most {self.skip}")
+
+    def before_val_epoch(self, runner):
+        """Watch the outputs: weights can be finite and too large to compute with."""
+        self.watched = [
+            module.register_forward_hook(functools.partial(self._check_output, name))
+            for name, module in runner.model.named_modules()
+            if name.endswith(("backbone", "head"))
+        ]
+
+    def after_val_epoch(self, runner, metrics=None):
+        for handle in self.watched:
+            handle.remove()
+
+    def _check_output(self, name, module, inputs, output):
+        if not all(x.isfinite().all() for x in tree_leaves(output) if isinstance(x, torch.Tensor)):
+            raise NonFiniteError(
+                f"in evaluation {name} computes values that are not finite, from the weights after "
+                f"{self.where}; a lower learning rate may help"
+            )
 
     def before_save_checkpoint(self, runner, checkpoint):
         """Raise NonFiniteError naming the weights: a finite loss can have an infinite gradient."""

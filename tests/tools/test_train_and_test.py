@@ -1,5 +1,6 @@
 """tools/train.py and tools/test.py from the command line, on a tiny detector."""
 
+import errno
 import json
 import os
 import runpy
@@ -74,9 +75,13 @@ def test_resume_gives_the_losses_of_an_uninterrupted_run(trained, tmp_path):
 
 
 def test_a_run_stopped_in_its_last_evaluation_makes_up_for_it(trained, tmp_path):
-    code = run("train.py", CONFIG, "--work-dir", tmp_path, "--resume", trained / "epoch_2.pth")
+    checkpoint = torch.load(trained / "epoch_2.pth")
+    del checkpoint["message_hub"]["runtime_info"]["evaluated"]
+    torch.save(checkpoint, tmp_path / "stopped.pth")
+    work_dir = tmp_path / "work"
+    code = run("train.py", CONFIG, "--work-dir", work_dir, "--resume", tmp_path / "stopped.pth")
     assert code is None
-    [line] = scalars(tmp_path)
+    [line] = scalars(work_dir)
     assert line["step"] == 2
     [expected] = [x for x in scalars(trained) if "coco/bbox_mAP" in x and x["step"] == 2]
     assert line["coco/bbox_mAP"] == expected["coco/bbox_mAP"]
@@ -286,6 +291,50 @@ def test_a_diverging_run_names_iteration_and_images(tmp_path):
     assert "at epoch 1, iteration 2, images" in error
     assert error.count(".png") == 2
     assert not list(tmp_path.glob("*.pth"))
+
+
+def test_weights_too_large_to_compute_with_are_found_in_evaluation(tmp_path):
+    options = ["optim_wrapper.optimizer.lr=1e6", "param_scheduler.0.start_factor=1.0"]
+    options.append("train_dataloader.batch_size=6")  # one iteration: no second loss that is NaN
+    error = run("train.py", CONFIG, "--work-dir", tmp_path, "--cfg-options", *options)
+    assert "in evaluation" in error
+    assert "not finite, from the weights after epoch 1, iteration 1, images" in error
+
+
+def test_a_folder_that_cannot_be_written_is_named_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", "/proc/nothing", tmp_path / ("a" * 300)):
+        error = run("train.py", CONFIG, "--work-dir", folder)
+        assert error.startswith("error: ")
+        assert str(folder) in error
+        assert "\n" not in error
+
+
+def test_a_full_disk_without_a_name_names_the_folder(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("mmengine.visualization.vis_backend.dump", full)
+    error = run("train.py", CONFIG, "--work-dir", tmp_path / "work")
+    assert error == f"error: cannot write to {tmp_path}/work: No space left on device"
+
+
+def test_an_option_without_a_value_is_a_usage_error(capsys):
+    assert run("train.py", CONFIG, "--cfg-options", "train_cfg.max_epochs") == 2
+    expected = "argument --cfg-options: expected KEY=VALUE, got 'train_cfg.max_epochs'"
+    assert expected in capsys.readouterr().err
+
+
+def test_ctrl_c_while_the_config_is_written_is_one_line(tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    ended = []
+    monkeypatch.setattr("yapf.yapflib.yapf_api.FormatCode", interrupted)
+    monkeypatch.setattr(os, "kill", lambda pid, sent: ended.append(sent))
+    run("train.py", CONFIG, "--work-dir", tmp_path)
+    assert ended == [signal.SIGINT]
+    assert capsys.readouterr().err == "\nstopped\n"
 
 
 def test_errors_of_data_workers_are_one_line(dataset, tmp_path, monkeypatch):
