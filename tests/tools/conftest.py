@@ -9,8 +9,13 @@ import pytest
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory):
-    """Six images of one bright square each, in COCO format."""
     folder = tmp_path_factory.mktemp("squares")
+    write_squares(folder)
+    return folder
+
+
+def write_squares(folder):
+    """Six images of one bright square each, in COCO format."""
     rng = np.random.default_rng(0)
     images, annotations = [], []
     for i in range(6):
@@ -27,4 +32,3 @@ def dataset(tmp_path_factory):
     (folder / "annotations.json").write_text(
         json.dumps({"images": images, "annotations": annotations, "categories": categories})
     )
-    return folder
