@@ -6,7 +6,9 @@ the origin at the upper left corner of the upper left pixel.
 
 import json
 import logging
-import math
+import re
+import reprlib
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -14,22 +16,50 @@ from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, METRICS
+from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
-from .errors import DataError
+from .errors import DataError, first, listed
 from .images import check_headers
 
+MAX_ID = 2**63 - 1  # of pycocotools' arrays
+MAX_SIDE = 2**31 - 1  # of an image [pixels]
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control codes, lone surrogates
+
+
+def _is_id(value):
+    return type(value) is int and abs(value) <= MAX_ID  # a bool is an int too
+
+
+def _is_side(value):
+    return _is_finite(value) and value == int(value) and 1 <= value <= MAX_SIDE
+
+
+def _is_text(value):
+    return isinstance(value, str) and not UNPRINTABLE.search(value)
+
+
+def _is_finite(value):
+    # An int may be too large for a float, in which case math.isfinite raises.
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+ID = _is_id, "an integer of 64 bits"
+SIDE = _is_side, f"a whole number of pixels from 1 to {MAX_SIDE}"
+TEXT = _is_text, "a string without control characters and lone surrogates"
+FLAG = lambda value: value in (0, 1), "0 or 1"
+ANYTHING = lambda value: True, "anything"
 REQUIRED = {
-    "images": {"id": int, "file_name": str, "width": (int, float), "height": (int, float)},
-    "categories": {"id": int, "name": str},
+    "images": {"id": ID, "file_name": TEXT, "width": SIDE, "height": SIDE},
+    "categories": {"id": ID, "name": TEXT},
     # bbox and area may hold anything here: a bad box costs one object, not the file.
     "annotations": {
-        "id": int,
-        "image_id": int,
-        "category_id": int,
-        "iscrowd": int,
-        "bbox": object,
-        "area": object,
+        "id": ID,
+        "image_id": ID,
+        "category_id": ID,
+        "iscrowd": FLAG,
+        "bbox": ANYTHING,
+        "area": ANYTHING,
     },
 }
 
@@ -62,20 +92,18 @@ class DetectionDataset(CocoDataset):
     def COCOAPI(self, path):
         # load_data_list calls self.COCOAPI(path) for an index of the file. As a method it also
         # knows the classes and the image folder, and the file is parsed only once.
-        coco = COCO()
-        coco.dataset, filled = read_annotations(path, self.ann_file, self.test_mode)
+        content, filled = read_annotations(path, self.ann_file, self.test_mode)
         if filled:
             self._warn(filled)
-        self.check_classes(coco.dataset)
+        self.check_classes(content)
         if self.backend_args is None:
-            check_headers(self.ann_file, self.data_prefix["img"], coco.dataset["images"])
-        self._drop_bad_boxes(coco.dataset)
-        coco.createIndex()
-        coco.cat_img_map = coco.catToImgs  # the wrapper's alias still holds the empty index
+            check_headers(self.ann_file, self.data_prefix["img"], content["images"])
+        self._drop_bad_boxes(content)
+        coco = _index(content)
         classes = self.metainfo["classes"]
         print_log(
             f"{self.ann_file}: {len(coco.imgs)} images, {len(coco.anns)} objects; "
-            f"{len(classes)} classes: {_first(list(classes), ', ', limit=10)}",
+            f"{len(classes)} classes: {first(list(classes), ', ', limit=10)}",
             logger="current",
         )
         return coco
@@ -115,10 +143,10 @@ class DetectionDataset(CocoDataset):
         if bad and self.test_mode:
             raise DataError(
                 f"{self.ann_file}: evaluation would count {len(bad)} bad boxes as objects never "
-                f"found. Correct or remove them:\n  {_first(bad)}"
+                f"found. Correct or remove them:{listed(bad)}"
             )
         if bad:
-            self._warn(f"dropped {len(bad)} bad boxes:\n  {_first(bad)}")
+            self._warn(f"dropped {len(bad)} bad boxes:{listed(bad)}")
         if self.test_mode and any(ann["id"] == 0 for ann in good):
             self._warn(
                 "annotation id 0: pycocotools reads it as 'no match', so that evaluation counts "
@@ -137,16 +165,27 @@ class DetectionMetric(CocoMetric):
     Takes CocoMetric's arguments, and fills in what DetectionDataset does.
 
     Raises:
-        DataError: ``ann_file`` cannot be read.
+        DataError: see :func:`read_annotations`.
     """
 
-    def __init__(self, ann_file: str | None = None, **settings):
-        try:
-            super().__init__(ann_file, **settings)
-        except OSError as error:
-            raise DataError(f"cannot read annotation file {ann_file}: {error.strerror}") from error
-        if self._coco_api is not None:
-            _fill_in(self._coco_api.dataset.get("annotations", []))
+    def __init__(self, ann_file: str | None = None, sort_categories: bool = False, **settings):
+        super().__init__(**settings)
+        self.ann_file = ann_file
+        if ann_file is not None:
+            with get_local_path(ann_file, backend_args=self.backend_args) as path:
+                content, _ = read_annotations(path, ann_file, test_mode=True)
+            if sort_categories:
+                content["categories"].sort(key=lambda category: category["id"])
+            self._coco_api = _index(content)
+
+
+def _index(content):
+    coco = COCO()
+    coco.dataset = content
+    coco.createIndex()
+    # The wrapper's aliases still hold the empty index.
+    coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
+    return coco
 
 
 def read_annotations(
@@ -176,7 +215,7 @@ def read_annotations(
         raise DataError(f"annotation file {name} is empty")
     try:
         dataset = json.loads(content)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also integers of more than 4300 digits
         raise DataError(f"annotation file {name} is broken JSON: {error}") from error
     if test_mode and isinstance(dataset, dict):
         dataset.setdefault("annotations", [])
@@ -213,20 +252,22 @@ def _check_format(dataset, name):
         if not isinstance(entries, list):
             raise DataError(f"{refusal}it has no list {key!r}")
         for i, entry in enumerate(entries):
-            for field, kind in fields.items():
+            for field, (is_valid, expected) in fields.items():
                 if not isinstance(entry, dict) or field not in entry:
                     raise DataError(f"{refusal}{key}[{i}] has no {field!r}")
-                if not isinstance(entry[field], kind):
+                if not is_valid(entry[field]):
                     raise DataError(
-                        f"{refusal}{key}[{i}] has the {field} {entry[field]!r}, "
-                        f"which is a {type(entry[field]).__name__}"
+                        f"{refusal}{key}[{i}] has the {field} {reprlib.repr(entry[field])}, "
+                        f"expected {expected}"
                     )
         counts = Counter(entry["id"] for entry in entries)
         if repeated := [str(i) for i, count in counts.items() if count > 1]:
             raise DataError(
                 f"annotation file {name} has ids more than once in {key!r}: "
-                + _first(repeated, ", ")
+                + first(repeated, ", ")
             )
+    if not dataset["images"]:
+        raise DataError(f"annotation file {name} has no image")
     for key, plural in (("image_id", "images"), ("category_id", "categories")):
         known = {entry["id"] for entry in dataset[plural]}
         if unknown := [
@@ -236,7 +277,7 @@ def _check_format(dataset, name):
         ]:
             raise DataError(
                 f"annotation file {name} has annotations whose {key} is not in "
-                f"{plural!r}: {_first(unknown, ', ')}"
+                f"{plural!r}: {first(unknown, ', ')}"
             )
 
 
@@ -251,8 +292,8 @@ def sort_boxes(dataset: dict, test_mode: bool) -> tuple[list[dict], list[str]]:
             good.append(ann)
         else:
             bad.append(
-                f"annotation {ann['id']}, image {image['file_name']}: bbox {ann['bbox']}, "
-                f"area {ann['area']}: {fault}"
+                f"annotation {ann['id']}, image {image['file_name']}: "
+                f"bbox {reprlib.repr(ann['bbox'])}, area {reprlib.repr(ann['area'])}: {fault}"
             )
     return good, bad
 
@@ -306,13 +347,3 @@ def _box_fault(ann, image, test_mode):
 
 def _is_box(box):
     return isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))
-
-
-def _is_finite(value):
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _first(lines, separator="\n  ", limit=5):
-    """The first few of ``lines`` in full and how many more there are, as one string."""
-    more = len(lines) - limit
-    return separator.join(lines[:limit] + ([f"and {more} more"] if more > 0 else []))

@@ -154,8 +154,6 @@ def image_folder(
     """
     root, ann_file = Path(root), Path(ann_file)
     names = [image["file_name"] for image in content["images"]]
-    if not names:
-        raise DataError(f"annotation file {ann_file} has no image")
     sample = names[:: max(1, len(names) // 50)]
     best = 0, []
     for folders in _image_folders(root, ann_file, split):

@@ -2,6 +2,7 @@ import json
 import logging
 import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -130,7 +131,67 @@ def test_missing_field(coco, tmp_path, key, field):
 
 def test_field_of_another_type(coco, tmp_path):
     coco["images"][0]["id"] = "one"
-    assert "images[0] has the id 'one', which is a str" in refusal(tmp_path, coco)
+    message = "images[0] has the id 'one', expected an integer of 64 bits"
+    assert message in refusal(tmp_path, coco)
+
+
+@pytest.mark.parametrize("test_mode", [False, True])
+@pytest.mark.parametrize("side", ["width", "height"])
+@pytest.mark.parametrize("value", [math.nan, 1e30, 10**400, -40, 0, True, 39.5, "40", None])
+def test_a_side_that_is_no_number_of_pixels(coco, tmp_path, side, value, test_mode):
+    coco["images"][1][side] = value
+    message = refusal(tmp_path, coco, test_mode=test_mode)
+    assert f"annotations.json is not in COCO format: images[1] has the {side} " in message
+    assert "expected a whole number of pixels from 1 to 2147483647" in message
+    assert len(message) < 300
+
+
+def test_a_side_may_be_written_as_a_float(coco, tmp_path):
+    coco["images"][0]["width"] = 40.0
+    assert len(open_dataset(tmp_path, coco)) == 2
+
+
+@pytest.mark.parametrize("value", [True, 1.0, 2**63, 10**400, None])
+@pytest.mark.parametrize(
+    ("key", "field"),
+    [
+        ("images", "id"),
+        ("categories", "id"),
+        ("annotations", "id"),
+        ("annotations", "image_id"),
+        ("annotations", "category_id"),
+    ],
+)
+def test_an_id_is_an_integer_and_no_bool(coco, tmp_path, key, field, value):
+    coco[key][1][field] = value
+    assert f"{key}[1] has the {field} " in refusal(tmp_path, coco)
+
+
+@pytest.mark.parametrize("name", ["a\0.png", "a\ud800.png", "a\x1b[2J.png", "a\n.png"])
+def test_a_name_that_cannot_be_printed(coco, tmp_path, name):
+    coco["images"][1]["file_name"] = name
+    message = refusal(tmp_path, coco)
+    assert f"images[1] has the file_name {name!r}, expected a string without control" in message
+    coco["images"][1]["file_name"] = "b.png"
+    coco["categories"][1]["name"] = name
+    assert f"categories[1] has the name {name!r}" in refusal(tmp_path, coco)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [("[" * 100_000, "recursion"), ('{"images": [{"id": 1%s}]}' % ("0" * 6000), "6000|limit")],
+)
+def test_json_that_python_does_not_read(coco, tmp_path, content, part):
+    message = refusal(tmp_path, content)
+    assert f"{tmp_path / 'annotations.json'} is broken JSON: " in message
+    assert re.search(part, message)
+
+
+@pytest.mark.parametrize("test_mode", [False, True])
+def test_no_image(coco, tmp_path, test_mode):
+    coco["images"], coco["annotations"] = [], []
+    message = refusal(tmp_path, coco, test_mode=test_mode)
+    assert message == f"annotation file {tmp_path / 'annotations.json'} has no image"
 
 
 @pytest.mark.parametrize("test_mode", [False, True])
@@ -187,6 +248,22 @@ def test_the_metric_fills_in_too(coco, tmp_path):
 def test_the_metric_names_a_missing_file(tmp_path):
     with pytest.raises(DataError, match=r"cannot read annotation file .*none\.json: No such file"):
         DetectionMetric(ann_file=str(tmp_path / "none.json"))
+
+
+def test_the_metric_checks_the_format_too(coco, tmp_path):
+    del coco["categories"][1]["name"]
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(coco))
+    with pytest.raises(DataError, match=r"annotations\.json is not in COCO .*: categories\[1\]"):
+        DetectionMetric(ann_file=str(path))
+
+
+def test_the_metric_sorts_categories_when_asked(coco, tmp_path):
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps({**coco, "categories": coco["categories"][::-1]}))
+    for asked, ids in ((False, [7, 3]), (True, [3, 7])):
+        metric = DetectionMetric(ann_file=str(path), sort_categories=asked)
+        assert metric._coco_api.get_cat_ids(cat_names=["cat", "dog"]) == ids
 
 
 def test_what_is_in_the_set_is_logged(coco, tmp_path, request):
@@ -268,6 +345,8 @@ BAD_BOXES = [
     ([5, 5, math.inf, 10], "not finite numbers"),
     ([5, 5, 10], "not finite numbers"),
     (["5", 5, 10, 10], "not finite numbers"),
+    ([True, 5, 10, 10], "not finite numbers"),
+    ([5, 5, 10**400, 10], "not finite numbers"),
     (None, "not finite numbers"),
 ]
 
@@ -287,7 +366,7 @@ def test_bad_box(coco, tmp_path, warnings, bbox, fault):
     assert fault in message
 
 
-@pytest.mark.parametrize("area", [math.nan, None, "large"])
+@pytest.mark.parametrize("area", [math.nan, None, "large", 10**400])
 def test_bad_area(coco, tmp_path, warnings, area):
     coco["annotations"][1]["area"] = area
     assert len(bboxes(open_dataset(tmp_path, coco))) == 2
