@@ -21,9 +21,10 @@ def check_set(
 ) -> list[str]:
     """Everything that is wrong with a COCO file and its images, one line per fault.
 
-    The file's format; boxes that are not finite, have no area, lie outside their image or are
-    smaller than a pixel; and each image decoded as in training: missing, empty, truncated, not an
-    image, or of another size than annotated. Shows a progress bar.
+    The file's format; boxes that are not finite, have no area, lie outside their image, reach more
+    than a pixel beyond it or are smaller than a pixel; and each image decoded as in training:
+    missing, empty, truncated, not an image, or of another size than annotated. Shows a progress
+    bar.
 
     Args:
         ann_file: the file.
@@ -37,7 +38,7 @@ def check_set(
             dataset.check_classes(content)
     except DataError as error:
         return [str(error)]
-    _, bad = sort_boxes(content, test_mode=False)
+    _, bad, beyond = sort_boxes(content, test_mode=False)
     jobs = [
         (os.path.join(images, image["file_name"]), image["width"], image["height"])
         for image in content["images"]
@@ -53,7 +54,7 @@ def check_set(
         if jobs
         else []
     )
-    return [*filter(None, faults), *(f"{ann_file}: {line}" for line in bad)]
+    return [*filter(None, faults), *(f"{ann_file}: {line}" for line in bad + beyond)]
 
 
 def sets_of(target: str | Path) -> Iterator[tuple[str, str, None]]:

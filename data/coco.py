@@ -24,6 +24,7 @@ from .images import check_headers
 
 MAX_ID = 2**63 - 1  # of pycocotools' arrays
 MAX_SIDE = 2**31 - 1  # of an image [pixels]
+ROUNDING = 1  # how far a box may reach beyond its image [pixels]; COCO's own do by fractions
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control codes, lone surrogates
 
 
@@ -68,19 +69,23 @@ REQUIRED = {
 class DetectionDataset(CocoDataset):
     """mmdet's CocoDataset that checks a dataset when it opens it, before any training.
 
-    Takes CocoDataset's arguments. A box that is not four finite numbers, has no area or lies
-    outside of its image is dropped with a warning in training, and so is one smaller than a pixel.
-    In evaluation (``test_mode=True``) such a box (save the last kind) is an error, because
-    the metric reads ``ann_file`` itself and counts it as an object never found, which lowers AP and
-    says nothing. An image with no object is fine: ``filter_cfg=dict(filter_empty_gt=True)`` leaves
+    Takes CocoDataset's arguments. In training a box that is not four finite numbers, has no area or
+    lies outside of its image is dropped with a warning. One that reaches beyond its image is
+    clipped with a warning, and what then is smaller than a pixel is dropped. In evaluation
+    (``test_mode=True``) all of these but small boxes are errors, because the metric reads
+    ``ann_file`` itself and counts such a box as an object never found, or hardly, which lowers AP
+    and says nothing. Up to a pixel beyond the image is taken as rounding, which COCO's own boxes
+    have: training clips it without a warning, and evaluation leaves it as it is.
+
+    An image with no object is fine: ``filter_cfg=dict(filter_empty_gt=True)`` leaves
     it out of training, evaluation keeps it. A missing ``iscrowd`` is taken as 0 and a missing
     ``area`` as width x height of the box, with one warning per file; :class:`DetectionMetric` reads
     the file in the same way.
 
     Images on local disks (so not with ``backend_args``) are looked up and their headers are read
     by :func:`.images.check_headers`, once per state of the file and the folder. No pixel is
-    decoded: a picture that is damaged further on is refused by ``LoadImage`` when training reaches
-    it, or before by ``tools/check_data.py``.
+    decoded: a picture that is damaged further on is refused by ``LoadImageFromFile`` when training
+    reaches it, or before by ``tools/check_data.py``.
 
     Raises:
         DataError: ``ann_file`` is missing, empty, not JSON or not in COCO format, repeats an id, or
@@ -139,7 +144,7 @@ class DetectionDataset(CocoDataset):
             )
 
     def _drop_bad_boxes(self, dataset):
-        good, bad = sort_boxes(dataset, self.test_mode)
+        good, bad, clipped = sort_boxes(dataset, self.test_mode)
         if bad and self.test_mode:
             raise DataError(
                 f"{self.ann_file}: evaluation would count {len(bad)} bad boxes as objects never "
@@ -147,6 +152,10 @@ class DetectionDataset(CocoDataset):
             )
         if bad:
             self._warn(f"dropped {len(bad)} bad boxes:{listed(bad)}")
+        if clipped:
+            self._warn(
+                f"clipped {len(clipped)} boxes that reach beyond their image:{listed(clipped)}"
+            )
         if self.test_mode and any(ann["id"] == 0 for ann in good):
             self._warn(
                 "annotation id 0: pycocotools reads it as 'no match', so that evaluation counts "
@@ -281,21 +290,37 @@ def _check_format(dataset, name):
             )
 
 
-def sort_boxes(dataset: dict, test_mode: bool) -> tuple[list[dict], list[str]]:
-    """The annotations whose boxes are good, and a line for each of the others."""
+def sort_boxes(dataset: dict, test_mode: bool) -> tuple[list[dict], list[str], list[str]]:
+    """The annotations whose boxes are good, a line for each of the others, and for each clipped.
+
+    Args:
+        dataset: a COCO file's content, checked.
+        test_mode: a box that reaches more than ``ROUNDING`` pixels beyond its image is bad. Without
+            it boxes are clipped to their images, with ``area`` at most the box's, and those that
+            reach farther than that are listed.
+    """
     images = {image["id"]: image for image in dataset["images"]}
-    good, bad = [], []
+    good, bad, clipped = [], [], []
     for ann in dataset["annotations"]:
         image = images[ann["image_id"]]
         fault = _box_fault(ann, image, test_mode)
-        if fault is None:
-            good.append(ann)
-        else:
-            bad.append(
+        beyond = "" if fault else _reaches_beyond(ann, image)
+        if test_mode:
+            fault = fault or beyond
+        elif not fault:
+            inside = _clip(ann, image)
+            # CocoDataset drops these without a word; the metric counts them as the objects they are
+            if min(inside["bbox"][2:]) < 1:
+                fault = "less than one pixel wide or high in the image"
+        if not fault:
+            good.append(ann if test_mode else inside)
+        if fault or beyond:
+            (bad if fault else clipped).append(
                 f"annotation {ann['id']}, image {image['file_name']}: "
-                f"bbox {reprlib.repr(ann['bbox'])}, area {reprlib.repr(ann['area'])}: {fault}"
+                f"bbox {reprlib.repr(ann['bbox'])}, area {reprlib.repr(ann['area'])}: "
+                f"{fault or beyond}"
             )
-    return good, bad
+    return good, bad, clipped
 
 
 def write_annotations(path, classes, images, annotations, info):
@@ -330,7 +355,7 @@ def write_json(path: Path, content: dict):
 
 
 def _box_fault(ann, image, test_mode):
-    """What is wrong with an annotation's box, or None."""
+    """What is wrong with an annotation's box wherever it ends, or an empty string."""
     box = ann["bbox"]
     if not _is_box(box) or not _is_finite(ann["area"]):
         return "not finite numbers"
@@ -339,10 +364,25 @@ def _box_fault(ann, image, test_mode):
         return "no area"
     if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
         return f"outside of the image ({image['width']}x{image['height']} pixels)"
-    # CocoDataset would drop these without a word; the metric counts them as the objects they are.
-    if not test_mode and min(width, height) < 1:
-        return "less than one pixel wide or high"
-    return None
+    return ""
+
+
+def _reaches_beyond(ann, image):
+    x, y, width, height = ann["bbox"]
+    beyond = max(-x, -y, x + width - image["width"], y + height - image["height"])
+    if beyond <= ROUNDING:
+        return ""
+    return f"reaches beyond the image ({image['width']}x{image['height']} pixels)"
+
+
+def _clip(ann, image):
+    x, y, width, height = ann["bbox"]
+    left, top = max(x, 0), max(y, 0)
+    right, bottom = min(x + width, image["width"]), min(y + height, image["height"])
+    if (left, top, right, bottom) == (x, y, x + width, y + height):
+        return ann
+    box = [left, top, right - left, bottom - top]
+    return {**ann, "bbox": box, "area": min(ann["area"], box[2] * box[3])}
 
 
 def _is_box(box):

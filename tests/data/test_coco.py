@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from dcndet.data.coco import DetectionDataset, DetectionMetric, write_annotations
+from dcndet.data.coco import DetectionDataset, DetectionMetric, sort_boxes, write_annotations
 from dcndet.data.errors import DataError
 from mmdet.registry import DATASETS
 from mmengine.logging import MMLogger
@@ -364,6 +364,64 @@ def test_bad_box(coco, tmp_path, warnings, bbox, fault):
     assert str(tmp_path / "annotations.json") in message
     assert "annotation 2, image a.png" in message
     assert fault in message
+
+
+BEYOND = [
+    ([30, 20, 300, 300], [30, 20, 40, 30]),
+    ([-7, -5, 17, 10], [0, 0, 10, 5]),
+    ([5, 5, 1e308, 10], [5, 5, 40, 15]),
+    ([-(10**300), 5, 2 * 10**300, 10.5], [0, 5, 40, 15.5]),
+]
+
+
+@pytest.mark.parametrize(("bbox", "inside"), BEYOND)
+def test_a_box_beyond_the_image(coco, tmp_path, warnings, bbox, inside):
+    coco["annotations"][1]["bbox"] = bbox
+    dataset = open_dataset(tmp_path, coco)
+    assert bboxes(dataset) == [[0, 0, 10, 10], inside, [30, 20, 40, 30]]
+    (warning,) = warnings
+    path = tmp_path / "annotations.json"
+    start = f"{path}: clipped 1 boxes that reach beyond their image: annotation 2, image a.png: "
+    assert warning.startswith(start)
+    assert warning.endswith("reaches beyond the image (40x30 pixels)")
+
+    message = refusal(tmp_path, coco, test_mode=True)
+    assert f"{path}: evaluation would count 1 bad boxes" in message
+    assert "annotation 2, image a.png" in message
+    assert "reaches beyond the image (40x30 pixels)" in message
+    assert "\n" not in message
+
+
+def test_up_to_a_pixel_beyond_the_image_is_rounding(coco, tmp_path, warnings):
+    coco["annotations"][1]["bbox"] = [-1, 5, 10, 10]
+    coco["annotations"][2]["bbox"] = [30, 20, 10.25, 11]
+    boxes = bboxes(open_dataset(tmp_path, coco))
+    assert boxes == [[0, 0, 10, 10], [0, 5, 9, 15], [30, 20, 40, 30]]
+    boxes = bboxes(open_dataset(tmp_path, coco, test_mode=True))
+    assert boxes == [[0, 0, 10, 10], [-1, 5, 9, 15], [30, 20, 40.25, 31]]
+    assert warnings == []
+    coco["annotations"][1]["bbox"] = [-1.01, 5, 10, 10]
+    assert "reaches beyond" in refusal(tmp_path, coco, test_mode=True)
+
+
+def test_a_box_of_which_less_than_a_pixel_is_inside(coco, tmp_path, warnings):
+    coco["annotations"][1]["bbox"] = [39.5, 5, 20, 10]
+    assert len(bboxes(open_dataset(tmp_path, coco))) == 2
+    (warning,) = warnings
+    assert "dropped 1 bad boxes: annotation 2" in warning
+    assert "less than one pixel wide or high in the image" in warning
+
+
+@pytest.mark.parametrize(("area", "expected"), [(100, 100), (4000, 250)])
+def test_the_area_of_a_clipped_box(coco, area, expected):
+    coco["annotations"] = [{**coco["annotations"][0], "bbox": [15, 20, 80, 50], "area": area}]
+    polygon = [[15, 20, 95, 20, 95, 70]]
+    coco["annotations"][0]["segmentation"] = polygon
+    ((ann,), bad, (line,)) = sort_boxes(coco, test_mode=False)
+    assert (ann["bbox"], ann["area"], ann["segmentation"]) == ([15, 20, 25, 10], expected, polygon)
+    assert bad == []
+    assert f"bbox [15, 20, 80, 50], area {area}" in line
+    assert coco["annotations"][0]["bbox"] == [15, 20, 80, 50]
 
 
 @pytest.mark.parametrize("area", [math.nan, None, "large", 10**400])

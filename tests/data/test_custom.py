@@ -231,6 +231,7 @@ def test_check_data_names_everything(custom):
     path = custom / "annotations" / "train.json"
     content = json.loads(path.read_text())
     content["images"][0]["width"] = 41
+    content["annotations"][0]["bbox"] = [30, 20, 40, 9]
     content["annotations"][1]["bbox"] = [1, 1, 0, 9]
     path.write_text(json.dumps(content))
     picture = custom / "val" / "2.png"
@@ -242,6 +243,7 @@ def test_check_data_names_everything(custom):
     assert status == 1
     assert f"{custom / 'train' / '1.png'}: 40x30 pixels, but its annotations say 41x30" in output
     assert "annotation 2, image 2.png: bbox [1, 1, 0, 9], area 0: no area" in output
+    assert "annotation 1, image 1.png: bbox [30, 20, 40, 9], area 360: reaches beyond" in output
     assert f"cannot decode image {picture}" in output
     assert f"cannot read image {custom / 'val' / '1.png'}: No such file" in output
     assert output.count(" wrong\n") == 2
