@@ -6,6 +6,7 @@ the origin at the upper left corner of the upper left pixel.
 
 import json
 import logging
+import os
 import re
 import reprlib
 import sys
@@ -69,18 +70,21 @@ REQUIRED = {
 class DetectionDataset(CocoDataset):
     """mmdet's CocoDataset that checks a dataset when it opens it, before any training.
 
-    Takes CocoDataset's arguments. In training a box that is not four finite numbers, has no area or
-    lies outside of its image is dropped with a warning. One that reaches beyond its image is
-    clipped with a warning, and what then is smaller than a pixel is dropped. In evaluation
-    (``test_mode=True``) all of these but small boxes are errors, because the metric reads
-    ``ann_file`` itself and counts such a box as an object never found, or hardly, which lowers AP
-    and says nothing. Up to a pixel beyond the image is taken as rounding, which COCO's own boxes
-    have: training clips it without a warning, and evaluation leaves it as it is.
+    Takes CocoDataset's arguments, and ``outside_paths``. In training a box that is not four finite
+    numbers, has no area or lies outside of its image is dropped with a warning. One that reaches
+    beyond its image is clipped with a warning, and what then is smaller than a pixel is dropped.
+    In evaluation (``test_mode=True``) all of these but small boxes are errors, because the metric
+    reads ``ann_file`` itself and counts such a box as an object never found, or hardly, which
+    lowers AP and says nothing. Up to a pixel beyond the image is taken as rounding, which COCO's
+    own boxes have: training clips it without a warning, and evaluation leaves it as it is.
 
-    An image with no object is fine: ``filter_cfg=dict(filter_empty_gt=True)`` leaves
-    it out of training, evaluation keeps it. A missing ``iscrowd`` is taken as 0 and a missing
-    ``area`` as width x height of the box, with one warning per file; :class:`DetectionMetric` reads
-    the file in the same way.
+    An image with no object is fine: ``filter_cfg=dict(filter_empty_gt=True)`` leaves it out of
+    training, evaluation keeps it. A missing ``iscrowd`` is taken as 0 and a missing ``area`` as
+    width x height of the box, with one warning per file; :class:`DetectionMetric` reads the file in
+    the same way.
+
+    A ``file_name`` that is absolute or leads out of the image folder by ``..`` is refused, unless
+    ``outside_paths=True``. Links are not resolved: the folder and what is in it may be links.
 
     Images on local disks (so not with ``backend_args``) are looked up and their headers are read
     by :func:`.images.check_headers`, once per state of the file and the folder. No pixel is
@@ -89,15 +93,20 @@ class DetectionDataset(CocoDataset):
 
     Raises:
         DataError: ``ann_file`` is missing, empty, not JSON or not in COCO format, repeats an id, or
-            refers to an image or category that it does not define; the classes in ``metainfo`` are
+            refers to an image or category that it does not define, or to images outside of their
+            folder; the classes in ``metainfo`` are
             not among its categories, in their order; images are missing, empty, not images
             or of another size than annotated; training would see no object at all.
     """
 
+    def __init__(self, *args, outside_paths: bool = False, **settings):
+        self.outside_paths = outside_paths
+        super().__init__(*args, **settings)
+
     def COCOAPI(self, path):
         # load_data_list calls self.COCOAPI(path) for an index of the file. As a method it also
         # knows the classes and the image folder, and the file is parsed only once.
-        content, filled = read_annotations(path, self.ann_file, self.test_mode)
+        content, filled = read_annotations(path, self.ann_file, self.test_mode, self.outside_paths)
         if filled:
             self._warn(filled)
         self.check_classes(content)
@@ -182,7 +191,8 @@ class DetectionMetric(CocoMetric):
         self.ann_file = ann_file
         if ann_file is not None:
             with get_local_path(ann_file, backend_args=self.backend_args) as path:
-                content, _ = read_annotations(path, ann_file, test_mode=True)
+                # it opens no image
+                content, _ = read_annotations(path, ann_file, test_mode=True, outside_paths=True)
             if sort_categories:
                 content["categories"].sort(key=lambda category: category["id"])
             self._coco_api = _index(content)
@@ -198,7 +208,10 @@ def _index(content):
 
 
 def read_annotations(
-    path: str | Path, name: str | Path | None = None, test_mode: bool = False
+    path: str | Path,
+    name: str | Path | None = None,
+    test_mode: bool = False,
+    outside_paths: bool = False,
 ) -> tuple[dict, str]:
     """The content of a COCO file, checked, with missing ``iscrowd`` and ``area`` filled in.
 
@@ -206,12 +219,13 @@ def read_annotations(
         path: the file.
         name: what errors call it; default ``path``.
         test_mode: the file may have no list of annotations, as COCO's own test files.
+        outside_paths: a ``file_name`` may be absolute or lead out of the image folder.
 
     Returns:
         The content, and a line that says what was filled in, empty if nothing was.
 
     Raises:
-        DataError: it is missing, empty, not JSON or not in COCO format.
+        DataError: it is missing, empty, not JSON or not in COCO format, or has an outside path.
     """
     name = path if name is None else name
     try:
@@ -232,6 +246,8 @@ def read_annotations(
     if isinstance(dataset, dict) and isinstance(dataset.get("annotations"), list):
         filled = _fill_in(dataset["annotations"])
     _check_format(dataset, name)
+    if not outside_paths:
+        _check_paths(dataset["images"], name)
     return dataset, filled
 
 
@@ -287,6 +303,17 @@ def _check_format(dataset, name):
             raise DataError(
                 f"annotation file {name} has annotations whose {key} is not in "
                 f"{plural!r}: {first(unknown, ', ')}"
+            )
+
+
+def _check_paths(images, name):
+    for i, image in enumerate(images):
+        path = os.path.normpath(image["file_name"])
+        if os.path.isabs(path) or path.split(os.sep)[0] == os.pardir:
+            raise DataError(
+                f"annotation file {name}: images[{i}] has the file_name {image['file_name']!r}, "
+                "which leaves the image folder. If that is meant, set outside_paths=True in the "
+                "dataset's config, or --outside-paths for check_data.py and split_coco.py"
             )
 
 

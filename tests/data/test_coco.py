@@ -8,7 +8,9 @@ import pytest
 import torch
 from dcndet.data.coco import DetectionDataset, DetectionMetric, sort_boxes, write_annotations
 from dcndet.data.errors import DataError
+from dcndet.models.engine.options import merge_options
 from mmdet.registry import DATASETS
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from PIL import Image
 
@@ -175,6 +177,44 @@ def test_a_name_that_cannot_be_printed(coco, tmp_path, name):
     coco["images"][1]["file_name"] = "b.png"
     coco["categories"][1]["name"] = name
     assert f"categories[1] has the name {name!r}" in refusal(tmp_path, coco)
+
+
+OUTSIDE = ["../../etc/passwd", "..", "a/../../b.png", "/etc/passwd", "./../b.png"]
+
+
+@pytest.mark.parametrize("test_mode", [False, True])
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_path_that_leaves_the_image_folder(coco, tmp_path, name, test_mode):
+    coco["images"][1]["file_name"] = name
+    message = refusal(tmp_path, coco, test_mode=test_mode)
+    path = tmp_path / "annotations.json"
+    assert message.startswith(f"annotation file {path}: images[1] has the file_name {name!r}, ")
+    assert "leaves the image folder. If that is meant, set outside_paths=True" in message
+    if name == "/etc/passwd":
+        message = refusal(tmp_path, coco, test_mode=test_mode, outside_paths=True)
+        assert "/etc/passwd: not an image" in message
+    average_precision({**coco, "images": coco["images"][:1]}, path)  # which opens no image
+
+
+def test_outside_paths_when_asked_for(coco, tmp_path):
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    coco["images"][0]["file_name"] = "../a.png"
+    coco["images"][1]["file_name"] = str(tmp_path / "b.png")
+    assert len(open_dataset(folder, coco, outside_paths=True)) == 2
+    cfg = Config({"train_dataloader": {"dataset": {"type": "DetectionDataset"}}})
+    merge_options(cfg, {"train_dataloader.dataset.outside_paths": True})
+
+
+def test_paths_that_stay_in_the_image_folder(coco, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "b.png").rename(tmp_path / "set" / "..b.png")
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "elsewhere")
+    coco["images"][0]["file_name"] = "./link/a.png"
+    coco["images"][1]["file_name"] = "..b.png"
+    assert len(open_dataset(tmp_path / "set", coco)) == 2
 
 
 @pytest.mark.parametrize(

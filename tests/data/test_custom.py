@@ -1,9 +1,11 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from dcndet.data.check import check_set, sets_of, sets_of_config
 from dcndet.data.custom import find_splits, use_data
 from dcndet.data.errors import DataError
 from dcndet.data.split import split_coco, stratify
@@ -217,6 +219,32 @@ def test_split_coco(tmp_path):
         assert ann["image_id"] in [image["id"] for image in splits["val"].content["images"]]
     with pytest.raises(DataError, match=r"train\.json exists: rename it"):
         split_coco(tmp_path / "all.json")
+
+
+def test_outside_paths_are_refused_unless_asked_for(custom):
+    path = custom / "annotations" / "train.json"
+    content = write(custom, "annotations/train.json", "train", count=3)
+    content["images"][1]["file_name"] = "../val/2.png"
+    path.write_text(json.dumps(content))
+    cfg = Config.fromfile(CONFIGS / "bccd" / "faster-rcnn_r18_fpn_6e_bccd.py")
+    refused = rf"{path}: images\[1\] has the file_name '\.\./val/2\.png', which leaves the image"
+    for read in (find_splits, lambda root: use_data(cfg, root), lambda root: list(sets_of(root))):
+        with pytest.raises(DataError, match=refused):
+            read(custom)
+    with pytest.raises(DataError, match=refused):
+        split_coco(path, custom / "parts")
+    cfg.train_dataloader.dataset.outside_paths = True
+    use_data(cfg, custom)
+    assert find_splits(custom, outside_paths=True)["train"].images == custom / "train"
+    parts = split_coco(path, custom / "parts", val=0.5, outside_paths=True)
+    assert sum(len(part["images"]) for part in parts.values()) == 3
+
+    checked = list(sets_of_config(cfg))
+    assert [check_set(*each) for each in checked] == [[], [], []]
+    (fault,) = check_set(*checked[0][:2])
+    assert re.search(refused, fault)
+    assert len(list(sets_of(custom, outside_paths=True))) == 3
+    assert check(custom, "--outside-paths", "--workers", 1)[0] == 0
 
 
 def check(*arguments):
