@@ -11,14 +11,17 @@ import re
 import reprlib
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, METRICS
+from mmengine.evaluator import BaseMetric
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
+from torch.utils.data import Dataset
 
 from .errors import DataError, first, listed
 from .images import check_headers
@@ -132,8 +135,14 @@ class DetectionDataset(CocoDataset):
             )
         return data_list
 
-    def check_classes(self, dataset: dict):
-        """Refuse a COCO file's content if its categories are not the classes of ``metainfo``."""
+    def check_classes(self, dataset: dict, name: str | None = None):
+        """Refuse a COCO file's content if its categories are not the classes of ``metainfo``.
+
+        Args:
+            dataset: the content.
+            name: what messages call the file; default ``ann_file``.
+        """
+        name = name or self.ann_file
         names = [category["name"] for category in dataset["categories"]]
         classes = list(self.metainfo["classes"])
         unused = [name for name in names if name not in classes]
@@ -141,7 +150,7 @@ class DetectionDataset(CocoDataset):
         if [name for name in names if name in classes] != classes:
             missing = [name for name in classes if name not in names]
             raise DataError(
-                f"the classes of the config do not match the categories of {self.ann_file}\n"
+                f"the classes of the config do not match the categories of {name}\n"
                 f"  only in the config: {', '.join(missing) or 'none'}\n"
                 f"  only in the file: {', '.join(unused) or 'none'}\n"
                 "  set them in the dataset's config, in the order of the file, and num_classes in "
@@ -149,14 +158,16 @@ class DetectionDataset(CocoDataset):
             )
         if unused:
             self._warn(
-                f"left out, because the config's classes do not name them: {', '.join(unused)}"
+                f"left out, because the config's classes do not name them: {', '.join(unused)}",
+                name,
             )
 
-    def _drop_bad_boxes(self, dataset):
+    def _drop_bad_boxes(self, dataset, name=None):
+        name = name or self.ann_file
         good, bad, clipped = sort_boxes(dataset, self.test_mode)
         if bad and self.test_mode:
             raise DataError(
-                f"{self.ann_file}: evaluation would count {len(bad)} bad boxes as objects never "
+                f"{name}: evaluation would count {len(bad)} bad boxes as objects never "
                 f"found. Correct or remove them:{listed(bad)}"
             )
         if bad:
@@ -168,12 +179,13 @@ class DetectionDataset(CocoDataset):
         if self.test_mode and any(ann["id"] == 0 for ann in good):
             self._warn(
                 "annotation id 0: pycocotools reads it as 'no match', so that evaluation counts "
-                "this object as never found. Number annotations from 1"
+                "this object as never found. Number annotations from 1",
+                name,
             )
         dataset["annotations"] = good
 
-    def _warn(self, message):
-        print_log(f"{self.ann_file}: {message}", logger="current", level=logging.WARNING)
+    def _warn(self, message, name=None):
+        print_log(f"{name or self.ann_file}: {message}", logger="current", level=logging.WARNING)
 
 
 @METRICS.register_module()
@@ -196,6 +208,45 @@ class DetectionMetric(CocoMetric):
             if sort_categories:
                 content["categories"].sort(key=lambda category: category["id"])
             self._coco_api = _index(content)
+
+
+def check_evaluator(dataset: Dataset, metrics: Iterable[BaseMetric]):
+    """Refuse metrics whose ``ann_file`` does not belong to the dataset that they evaluate.
+
+    pycocotools notices other images only when all of them went through the model, and does not
+    where their ids happen to be the same. A file of the same images is checked as the dataset's
+    own is. Datasets and metrics of other types than this module's are left alone.
+
+    Args:
+        dataset: of the loader for validation or testing.
+        metrics: of its evaluator.
+
+    Raises:
+        DataError: names both files.
+    """
+    for metric in metrics:
+        if not isinstance(dataset, DetectionDataset) or not isinstance(metric, DetectionMetric):
+            continue
+        if metric.ann_file in (None, dataset.ann_file):
+            continue
+        content = metric._coco_api.dataset
+        infos = map(dataset.get_data_info, range(len(dataset)))
+        paths = {info["img_id"]: info["img_path"] for info in infos}
+        counted = {
+            image["id"]: os.path.join(dataset.data_prefix["img"], image["file_name"])
+            for image in content["images"]
+        }
+        other = [f"{path} (id {i})" for i, path in paths.items() if counted.get(i) != path]
+        if dataset._indices is None:  # else some of its images are left out on purpose
+            other += [f"{path} (id {i})" for i, path in counted.items() if i not in paths]
+        if other:
+            raise DataError(
+                f"the evaluator's ann_file {metric.ann_file} is not of the images in "
+                f"{dataset.ann_file}, which it is to evaluate: {first(other, ', ')} "
+                f"{'is' if len(other) == 1 else 'are'} not in both"
+            )
+        dataset.check_classes(content, metric.ann_file)
+        dataset._drop_bad_boxes(content, metric.ann_file)
 
 
 def _index(content):

@@ -6,7 +6,13 @@ import re
 
 import pytest
 import torch
-from dcndet.data.coco import DetectionDataset, DetectionMetric, sort_boxes, write_annotations
+from dcndet.data.coco import (
+    DetectionDataset,
+    DetectionMetric,
+    check_evaluator,
+    sort_boxes,
+    write_annotations,
+)
 from dcndet.data.errors import DataError
 from dcndet.models.engine.options import merge_options
 from mmdet.registry import DATASETS
@@ -304,6 +310,50 @@ def test_the_metric_sorts_categories_when_asked(coco, tmp_path):
     for asked, ids in ((False, [7, 3]), (True, [3, 7])):
         metric = DetectionMetric(ann_file=str(path), sort_categories=asked)
         assert metric._coco_api.get_cat_ids(cat_names=["cat", "dog"]) == ids
+
+
+@pytest.fixture
+def evaluated(coco, tmp_path):
+    """Checks an evaluator whose file holds ``changes`` to the set that is evaluated."""
+    (tmp_path / "annotations.json").write_text(json.dumps(coco))
+
+    def check(name="other.json", indices=None, **changes):
+        (tmp_path / name).write_text(json.dumps({**coco, **changes}))
+        dataset = open_dataset(tmp_path, None, test_mode=True, indices=indices)
+        check_evaluator(dataset, [DetectionMetric(ann_file=str(tmp_path / name))])
+
+    return check
+
+
+def test_an_evaluator_of_the_same_images(coco, evaluated):
+    evaluated("annotations.json")
+    evaluated(info={"corrected": True})
+    evaluated(indices=1)
+
+
+def test_an_evaluator_of_other_images(coco, evaluated, tmp_path):
+    renamed = [coco["images"][0], {**coco["images"][1], "file_name": "c.png"}]
+    renumbered = [coco["images"][0], {**coco["images"][1], "id": 4}]
+    more = [*coco["images"], {**coco["images"][1], "id": 3, "file_name": "c.png"}]
+    cases = (renamed, "b.png"), (renumbered, "b.png"), (more, "c.png"), (more[:1], "b.png")
+    for images, name in cases:
+        with pytest.raises(DataError) as error:
+            evaluated(images=images)
+        message = str(error.value)
+        assert f"the evaluator's ann_file {tmp_path / 'other.json'} is not of the" in message
+        assert f"images in {tmp_path / 'annotations.json'}, which" in message
+        assert f"{tmp_path / name} (id " in message
+        assert "\n" not in message
+    with pytest.raises(DataError, match=r"c\.png \(id 2\)|b\.png \(id 2\)"):
+        evaluated(images=renamed, indices=2)
+
+
+def test_an_evaluator_of_other_objects(coco, evaluated):
+    with pytest.raises(DataError, match=r"do not match the categories of .*other\.json"):
+        evaluated(categories=coco["categories"][::-1])
+    beyond = [{**coco["annotations"][0], "bbox": [30, 20, 99, 9]}]
+    with pytest.raises(DataError, match=r"other\.json: evaluation would count 1 bad boxes"):
+        evaluated(annotations=beyond)
 
 
 def test_what_is_in_the_set_is_logged(coco, tmp_path, request):
