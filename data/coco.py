@@ -125,6 +125,12 @@ class DetectionDataset(CocoDataset):
         )
         return coco
 
+    def full_init(self):
+        try:
+            super().full_init()
+        except RecursionError as error:  # the JSON reader goes deeper than pickle
+            raise DataError(f"annotation file {self.ann_file} is nested too deeply") from error
+
     def filter_data(self):
         data_list = super().filter_data()
         objects = (o for info in data_list for o in info["instances"] if not o["ignore_flag"])

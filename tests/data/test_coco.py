@@ -3,6 +3,7 @@ import logging
 import math
 import pickle
 import re
+import sys
 
 import pytest
 import torch
@@ -231,6 +232,16 @@ def test_json_that_python_does_not_read(coco, tmp_path, content, part):
     message = refusal(tmp_path, content)
     assert f"{tmp_path / 'annotations.json'} is broken JSON: " in message
     assert re.search(part, message)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="pickle goes as deep as the JSON reader")
+def test_json_that_pickle_does_not_write(coco, tmp_path):
+    deep = []
+    for _ in range(900):
+        deep = [deep]
+    coco["annotations"][0]["segmentation"] = deep
+    message = refusal(tmp_path, coco)
+    assert message == f"annotation file {tmp_path / 'annotations.json'} is nested too deeply"
 
 
 @pytest.mark.parametrize("test_mode", [False, True])
