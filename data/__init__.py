@@ -1,4 +1,4 @@
-"""Detection data: registers DetectionDataset, DetectionMetric and LoadImageFromFile with mmdet."""
+"""Detection data: registers DetectionDataset, DetectionMetric and two transforms with mmdet."""
 
 from dcndet import quiet_import
 

@@ -6,30 +6,65 @@ the origin at the upper left corner of the upper left pixel.
 
 import json
 import logging
-import math
+import os
+import re
+import reprlib
+import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, METRICS
+from mmengine.evaluator import BaseMetric
+from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
+from torch.utils.data import Dataset
 
-from .errors import DataError
+from .errors import DataError, first, listed
 from .images import check_headers
 
+MAX_ID = 2**63 - 1  # of pycocotools' arrays
+MAX_SIDE = 2**31 - 1  # of an image [pixels]
+ROUNDING = 1  # how far a box may reach beyond its image [pixels]; COCO's own do by fractions
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control codes, lone surrogates
+
+
+def _is_id(value):
+    return type(value) is int and abs(value) <= MAX_ID  # a bool is an int too
+
+
+def _is_side(value):
+    return _is_finite(value) and value == int(value) and 1 <= value <= MAX_SIDE
+
+
+def _is_text(value):
+    return isinstance(value, str) and not UNPRINTABLE.search(value)
+
+
+def _is_finite(value):
+    # An int may be too large for a float, in which case math.isfinite raises.
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+ID = _is_id, "an integer of 64 bits"
+SIDE = _is_side, f"a whole number of pixels from 1 to {MAX_SIDE}"
+TEXT = _is_text, "a string without control characters and lone surrogates"
+FLAG = lambda value: value in (0, 1), "0 or 1"
+ANYTHING = lambda value: True, "anything"
 REQUIRED = {
-    "images": {"id": int, "file_name": str, "width": (int, float), "height": (int, float)},
-    "categories": {"id": int, "name": str},
+    "images": {"id": ID, "file_name": TEXT, "width": SIDE, "height": SIDE},
+    "categories": {"id": ID, "name": TEXT},
     # bbox and area may hold anything here: a bad box costs one object, not the file.
     "annotations": {
-        "id": int,
-        "image_id": int,
-        "category_id": int,
-        "iscrowd": int,
-        "bbox": object,
-        "area": object,
+        "id": ID,
+        "image_id": ID,
+        "category_id": ID,
+        "iscrowd": FLAG,
+        "bbox": ANYTHING,
+        "area": ANYTHING,
     },
 }
 
@@ -38,47 +73,63 @@ REQUIRED = {
 class DetectionDataset(CocoDataset):
     """mmdet's CocoDataset that checks a dataset when it opens it, before any training.
 
-    Takes CocoDataset's arguments. A box that is not four finite numbers, has no area or lies
-    outside of its image is dropped with a warning in training, and so is one smaller than a pixel.
-    In evaluation (``test_mode=True``) such a box (save the last kind) is an error, because
-    the metric reads ``ann_file`` itself and counts it as an object never found, which lowers AP and
-    says nothing. An image with no object is fine: ``filter_cfg=dict(filter_empty_gt=True)`` leaves
-    it out of training, evaluation keeps it. A missing ``iscrowd`` is taken as 0 and a missing
-    ``area`` as width x height of the box, with one warning per file; :class:`DetectionMetric` reads
-    the file in the same way.
+    Takes CocoDataset's arguments, and ``outside_paths``. In training a box that is not four finite
+    numbers, has no area or lies outside of its image is dropped with a warning. One that reaches
+    beyond its image is clipped with a warning, and what then is smaller than a pixel is dropped.
+    In evaluation (``test_mode=True``) all of these but small boxes are errors, because the metric
+    reads ``ann_file`` itself and counts such a box as an object never found, or hardly, which
+    lowers AP and says nothing. Up to a pixel beyond the image is taken as rounding, which COCO's
+    own boxes have: training clips it without a warning, and evaluation leaves it as it is.
+
+    An image with no object is fine: ``filter_cfg=dict(filter_empty_gt=True)`` leaves it out of
+    training, evaluation keeps it. A missing ``iscrowd`` is taken as 0 and a missing ``area`` as
+    width x height of the box, with one warning per file; :class:`DetectionMetric` reads the file in
+    the same way.
+
+    A ``file_name`` that is absolute or leads out of the image folder by ``..`` is refused, unless
+    ``outside_paths=True``. Links are not resolved: the folder and what is in it may be links.
 
     Images on local disks (so not with ``backend_args``) are looked up and their headers are read
     by :func:`.images.check_headers`, once per state of the file and the folder. No pixel is
-    decoded: a picture that is damaged further on is refused by ``LoadImage`` when training reaches
-    it, or before by ``tools/check_data.py``.
+    decoded: a picture that is damaged further on is refused by ``LoadImageFromFile`` when training
+    reaches it, or before by ``tools/check_data.py``.
 
     Raises:
         DataError: ``ann_file`` is missing, empty, not JSON or not in COCO format, repeats an id, or
-            refers to an image or category that it does not define; the classes in ``metainfo`` are
+            refers to an image or category that it does not define, or to images outside of their
+            folder; the classes in ``metainfo`` are
             not among its categories, in their order; images are missing, empty, not images
             or of another size than annotated; training would see no object at all.
     """
 
+    def __init__(self, *args, outside_paths: bool = False, **settings):
+        self.outside_paths = outside_paths
+        super().__init__(*args, **settings)
+
     def COCOAPI(self, path):
         # load_data_list calls self.COCOAPI(path) for an index of the file. As a method it also
         # knows the classes and the image folder, and the file is parsed only once.
-        coco = COCO()
-        coco.dataset, filled = read_annotations(path, self.ann_file, self.test_mode)
+        content, filled = read_annotations(path, self.ann_file, self.test_mode, self.outside_paths)
         if filled:
             self._warn(filled)
-        self.check_classes(coco.dataset)
+        self.check_classes(content)
         if self.backend_args is None:
-            check_headers(self.ann_file, self.data_prefix["img"], coco.dataset["images"])
-        self._drop_bad_boxes(coco.dataset)
-        coco.createIndex()
-        coco.cat_img_map = coco.catToImgs  # the wrapper's alias still holds the empty index
+            check_headers(self.ann_file, self.data_prefix["img"], content["images"])
+        self._drop_bad_boxes(content)
+        coco = _index(content)
         classes = self.metainfo["classes"]
         print_log(
             f"{self.ann_file}: {len(coco.imgs)} images, {len(coco.anns)} objects; "
-            f"{len(classes)} classes: {_first(list(classes), ', ', limit=10)}",
+            f"{len(classes)} classes: {first(list(classes), ', ', limit=10)}",
             logger="current",
         )
         return coco
+
+    def full_init(self):
+        try:
+            super().full_init()
+        except RecursionError as error:  # the JSON reader goes deeper than pickle
+            raise DataError(f"annotation file {self.ann_file} is nested too deeply") from error
 
     def filter_data(self):
         data_list = super().filter_data()
@@ -90,8 +141,14 @@ class DetectionDataset(CocoDataset):
             )
         return data_list
 
-    def check_classes(self, dataset: dict):
-        """Refuse a COCO file's content if its categories are not the classes of ``metainfo``."""
+    def check_classes(self, dataset: dict, name: str | None = None):
+        """Refuse a COCO file's content if its categories are not the classes of ``metainfo``.
+
+        Args:
+            dataset: the content.
+            name: what messages call the file; default ``ann_file``.
+        """
+        name = name or self.ann_file
         names = [category["name"] for category in dataset["categories"]]
         classes = list(self.metainfo["classes"])
         unused = [name for name in names if name not in classes]
@@ -99,7 +156,7 @@ class DetectionDataset(CocoDataset):
         if [name for name in names if name in classes] != classes:
             missing = [name for name in classes if name not in names]
             raise DataError(
-                f"the classes of the config do not match the categories of {self.ann_file}\n"
+                f"the classes of the config do not match the categories of {name}\n"
                 f"  only in the config: {', '.join(missing) or 'none'}\n"
                 f"  only in the file: {', '.join(unused) or 'none'}\n"
                 "  set them in the dataset's config, in the order of the file, and num_classes in "
@@ -107,27 +164,34 @@ class DetectionDataset(CocoDataset):
             )
         if unused:
             self._warn(
-                f"left out, because the config's classes do not name them: {', '.join(unused)}"
+                f"left out, because the config's classes do not name them: {', '.join(unused)}",
+                name,
             )
 
-    def _drop_bad_boxes(self, dataset):
-        good, bad = sort_boxes(dataset, self.test_mode)
+    def _drop_bad_boxes(self, dataset, name=None):
+        name = name or self.ann_file
+        good, bad, clipped = sort_boxes(dataset, self.test_mode)
         if bad and self.test_mode:
             raise DataError(
-                f"{self.ann_file}: evaluation would count {len(bad)} bad boxes as objects never "
-                f"found. Correct or remove them:\n  {_first(bad)}"
+                f"{name}: evaluation would count {len(bad)} bad boxes as objects never "
+                f"found. Correct or remove them:{listed(bad)}"
             )
         if bad:
-            self._warn(f"dropped {len(bad)} bad boxes:\n  {_first(bad)}")
+            self._warn(f"dropped {len(bad)} bad boxes:{listed(bad)}")
+        if clipped:
+            self._warn(
+                f"clipped {len(clipped)} boxes that reach beyond their image:{listed(clipped)}"
+            )
         if self.test_mode and any(ann["id"] == 0 for ann in good):
             self._warn(
                 "annotation id 0: pycocotools reads it as 'no match', so that evaluation counts "
-                "this object as never found. Number annotations from 1"
+                "this object as never found. Number annotations from 1",
+                name,
             )
         dataset["annotations"] = good
 
-    def _warn(self, message):
-        print_log(f"{self.ann_file}: {message}", logger="current", level=logging.WARNING)
+    def _warn(self, message, name=None):
+        print_log(f"{name or self.ann_file}: {message}", logger="current", level=logging.WARNING)
 
 
 @METRICS.register_module()
@@ -137,20 +201,74 @@ class DetectionMetric(CocoMetric):
     Takes CocoMetric's arguments, and fills in what DetectionDataset does.
 
     Raises:
-        DataError: ``ann_file`` cannot be read.
+        DataError: see :func:`read_annotations`.
     """
 
-    def __init__(self, ann_file: str | None = None, **settings):
-        try:
-            super().__init__(ann_file, **settings)
-        except OSError as error:
-            raise DataError(f"cannot read annotation file {ann_file}: {error.strerror}") from error
-        if self._coco_api is not None:
-            _fill_in(self._coco_api.dataset.get("annotations", []))
+    def __init__(self, ann_file: str | None = None, sort_categories: bool = False, **settings):
+        super().__init__(**settings)
+        self.ann_file = ann_file
+        if ann_file is not None:
+            with get_local_path(ann_file, backend_args=self.backend_args) as path:
+                # it opens no image
+                content, _ = read_annotations(path, ann_file, test_mode=True, outside_paths=True)
+            if sort_categories:
+                content["categories"].sort(key=lambda category: category["id"])
+            self._coco_api = _index(content)
+
+
+def check_evaluator(dataset: Dataset, metrics: Iterable[BaseMetric]):
+    """Refuse metrics whose ``ann_file`` does not belong to the dataset that they evaluate.
+
+    pycocotools notices other images only when all of them went through the model, and does not
+    where their ids happen to be the same. A file of the same images is checked as the dataset's
+    own is. Datasets and metrics of other types than this module's are left alone.
+
+    Args:
+        dataset: of the loader for validation or testing.
+        metrics: of its evaluator.
+
+    Raises:
+        DataError: names both files.
+    """
+    for metric in metrics:
+        if not isinstance(dataset, DetectionDataset) or not isinstance(metric, DetectionMetric):
+            continue
+        if metric.ann_file in (None, dataset.ann_file):
+            continue
+        content = metric._coco_api.dataset
+        infos = map(dataset.get_data_info, range(len(dataset)))
+        paths = {info["img_id"]: info["img_path"] for info in infos}
+        counted = {
+            image["id"]: os.path.join(dataset.data_prefix["img"], image["file_name"])
+            for image in content["images"]
+        }
+        other = [f"{path} (id {i})" for i, path in paths.items() if counted.get(i) != path]
+        if dataset._indices is None:  # else some of its images are left out on purpose
+            other += [f"{path} (id {i})" for i, path in counted.items() if i not in paths]
+        if other:
+            raise DataError(
+                f"the evaluator's ann_file {metric.ann_file} is not of the images in "
+                f"{dataset.ann_file}, which it is to evaluate: {first(other, ', ')} "
+                f"{'is' if len(other) == 1 else 'are'} not in both"
+            )
+        dataset.check_classes(content, metric.ann_file)
+        dataset._drop_bad_boxes(content, metric.ann_file)
+
+
+def _index(content):
+    coco = COCO()
+    coco.dataset = content
+    coco.createIndex()
+    # The wrapper's aliases still hold the empty index.
+    coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
+    return coco
 
 
 def read_annotations(
-    path: str | Path, name: str | Path | None = None, test_mode: bool = False
+    path: str | Path,
+    name: str | Path | None = None,
+    test_mode: bool = False,
+    outside_paths: bool = False,
 ) -> tuple[dict, str]:
     """The content of a COCO file, checked, with missing ``iscrowd`` and ``area`` filled in.
 
@@ -158,12 +276,13 @@ def read_annotations(
         path: the file.
         name: what errors call it; default ``path``.
         test_mode: the file may have no list of annotations, as COCO's own test files.
+        outside_paths: a ``file_name`` may be absolute or lead out of the image folder.
 
     Returns:
         The content, and a line that says what was filled in, empty if nothing was.
 
     Raises:
-        DataError: it is missing, empty, not JSON or not in COCO format.
+        DataError: it is missing, empty, not JSON or not in COCO format, or has an outside path.
     """
     name = path if name is None else name
     try:
@@ -176,7 +295,7 @@ def read_annotations(
         raise DataError(f"annotation file {name} is empty")
     try:
         dataset = json.loads(content)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also integers of more than 4300 digits
         raise DataError(f"annotation file {name} is broken JSON: {error}") from error
     if test_mode and isinstance(dataset, dict):
         dataset.setdefault("annotations", [])
@@ -184,6 +303,8 @@ def read_annotations(
     if isinstance(dataset, dict) and isinstance(dataset.get("annotations"), list):
         filled = _fill_in(dataset["annotations"])
     _check_format(dataset, name)
+    if not outside_paths:
+        _check_paths(dataset["images"], name)
     return dataset, filled
 
 
@@ -213,20 +334,22 @@ def _check_format(dataset, name):
         if not isinstance(entries, list):
             raise DataError(f"{refusal}it has no list {key!r}")
         for i, entry in enumerate(entries):
-            for field, kind in fields.items():
+            for field, (is_valid, expected) in fields.items():
                 if not isinstance(entry, dict) or field not in entry:
                     raise DataError(f"{refusal}{key}[{i}] has no {field!r}")
-                if not isinstance(entry[field], kind):
+                if not is_valid(entry[field]):
                     raise DataError(
-                        f"{refusal}{key}[{i}] has the {field} {entry[field]!r}, "
-                        f"which is a {type(entry[field]).__name__}"
+                        f"{refusal}{key}[{i}] has the {field} {reprlib.repr(entry[field])}, "
+                        f"expected {expected}"
                     )
         counts = Counter(entry["id"] for entry in entries)
         if repeated := [str(i) for i, count in counts.items() if count > 1]:
             raise DataError(
                 f"annotation file {name} has ids more than once in {key!r}: "
-                + _first(repeated, ", ")
+                + first(repeated, ", ")
             )
+    if not dataset["images"]:
+        raise DataError(f"annotation file {name} has no image")
     for key, plural in (("image_id", "images"), ("category_id", "categories")):
         known = {entry["id"] for entry in dataset[plural]}
         if unknown := [
@@ -236,25 +359,52 @@ def _check_format(dataset, name):
         ]:
             raise DataError(
                 f"annotation file {name} has annotations whose {key} is not in "
-                f"{plural!r}: {_first(unknown, ', ')}"
+                f"{plural!r}: {first(unknown, ', ')}"
             )
 
 
-def sort_boxes(dataset: dict, test_mode: bool) -> tuple[list[dict], list[str]]:
-    """The annotations whose boxes are good, and a line for each of the others."""
+def _check_paths(images, name):
+    for i, image in enumerate(images):
+        path = os.path.normpath(image["file_name"])
+        if os.path.isabs(path) or path.split(os.sep)[0] == os.pardir:
+            raise DataError(
+                f"annotation file {name}: images[{i}] has the file_name {image['file_name']!r}, "
+                "which leaves the image folder. If that is meant, set outside_paths=True in the "
+                "dataset's config, or --outside-paths for check_data.py and split_coco.py"
+            )
+
+
+def sort_boxes(dataset: dict, test_mode: bool) -> tuple[list[dict], list[str], list[str]]:
+    """The annotations whose boxes are good, a line for each of the others, and for each clipped.
+
+    Args:
+        dataset: a COCO file's content, checked.
+        test_mode: a box that reaches more than ``ROUNDING`` pixels beyond its image is bad. Without
+            it boxes are clipped to their images, with ``area`` at most the box's, and those that
+            reach farther than that are listed.
+    """
     images = {image["id"]: image for image in dataset["images"]}
-    good, bad = [], []
+    good, bad, clipped = [], [], []
     for ann in dataset["annotations"]:
         image = images[ann["image_id"]]
         fault = _box_fault(ann, image, test_mode)
-        if fault is None:
-            good.append(ann)
-        else:
-            bad.append(
-                f"annotation {ann['id']}, image {image['file_name']}: bbox {ann['bbox']}, "
-                f"area {ann['area']}: {fault}"
+        beyond = "" if fault else _reaches_beyond(ann, image)
+        if test_mode:
+            fault = fault or beyond
+        elif not fault:
+            inside = _clip(ann, image)
+            # CocoDataset drops these without a word; the metric counts them as the objects they are
+            if min(inside["bbox"][2:]) < 1:
+                fault = "less than one pixel wide or high in the image"
+        if not fault:
+            good.append(ann if test_mode else inside)
+        if fault or beyond:
+            (bad if fault else clipped).append(
+                f"annotation {ann['id']}, image {image['file_name']}: "
+                f"bbox {reprlib.repr(ann['bbox'])}, area {reprlib.repr(ann['area'])}: "
+                f"{fault or beyond}"
             )
-    return good, bad
+    return good, bad, clipped
 
 
 def write_annotations(path, classes, images, annotations, info):
@@ -289,7 +439,7 @@ def write_json(path: Path, content: dict):
 
 
 def _box_fault(ann, image, test_mode):
-    """What is wrong with an annotation's box, or None."""
+    """What is wrong with an annotation's box wherever it ends, or an empty string."""
     box = ann["bbox"]
     if not _is_box(box) or not _is_finite(ann["area"]):
         return "not finite numbers"
@@ -298,21 +448,26 @@ def _box_fault(ann, image, test_mode):
         return "no area"
     if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
         return f"outside of the image ({image['width']}x{image['height']} pixels)"
-    # CocoDataset would drop these without a word; the metric counts them as the objects they are.
-    if not test_mode and min(width, height) < 1:
-        return "less than one pixel wide or high"
-    return None
+    return ""
+
+
+def _reaches_beyond(ann, image):
+    x, y, width, height = ann["bbox"]
+    beyond = max(-x, -y, x + width - image["width"], y + height - image["height"])
+    if beyond <= ROUNDING:
+        return ""
+    return f"reaches beyond the image ({image['width']}x{image['height']} pixels)"
+
+
+def _clip(ann, image):
+    x, y, width, height = ann["bbox"]
+    left, top = max(x, 0), max(y, 0)
+    right, bottom = min(x + width, image["width"]), min(y + height, image["height"])
+    if (left, top, right, bottom) == (x, y, x + width, y + height):
+        return ann
+    box = [left, top, right - left, bottom - top]
+    return {**ann, "bbox": box, "area": min(ann["area"], box[2] * box[3])}
 
 
 def _is_box(box):
     return isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))
-
-
-def _is_finite(value):
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _first(lines, separator="\n  ", limit=5):
-    """The first few of ``lines`` in full and how many more there are, as one string."""
-    more = len(lines) - limit
-    return separator.join(lines[:limit] + ([f"and {more} more"] if more > 0 else []))

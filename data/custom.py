@@ -54,7 +54,13 @@ def use_data(cfg: Config, root: str | Path, train: bool = True):
             for a detector evaluated by COCO's metric, or trains masks that the set does not have.
     """
     root = Path(root)
-    splits = find_splits(root, train)
+    loaders = [cfg.get(f"{stage}_dataloader") or {} for stage in ("train", "val", "test")]
+    outside_paths = any(
+        dataset.get("outside_paths")
+        for loader in loaders
+        for dataset in datasets(loader.get("dataset", {}))
+    )
+    splits = find_splits(root, train, outside_paths)
     first = splits["train" if train else "test"]
     classes = _classes(first)
     for stage, split in splits.items():
@@ -97,7 +103,9 @@ def datasets(dataset: dict) -> Iterator[dict]:
         yield dataset
 
 
-def find_splits(root: str | Path, train: bool = True) -> dict[str, Split]:
+def find_splits(
+    root: str | Path, train: bool = True, outside_paths: bool = False
+) -> dict[str, Split]:
     """What to train on, to evaluate in training and to test, in the folder ``root``.
 
     For each of train, val (or valid) and test, the file is ``annotations/train.json``,
@@ -112,12 +120,13 @@ def find_splits(root: str | Path, train: bool = True) -> dict[str, Split]:
     Args:
         root: the folder.
         train: whether there has to be something to train on.
+        outside_paths: file names may leave the image folder, see :class:`.coco.DetectionDataset`.
 
     Returns:
         The splits ``train`` (if asked for), ``val`` and ``test``.
 
     Raises:
-        DataError: one is missing, or more than one file or folder fits.
+        DataError: one is missing or bad, or more than one file or folder fits.
     """
     root = Path(root)
     if not root.is_dir():
@@ -137,7 +146,9 @@ def find_splits(root: str | Path, train: bool = True) -> dict[str, Split]:
     read = {}
     for split, file in chosen.items():
         if file not in read:
-            content, _ = read_annotations(file, test_mode=split != "train")
+            content, _ = read_annotations(
+                file, test_mode=split != "train", outside_paths=outside_paths
+            )
             read[file] = Split(file, image_folder(root, file, content, split), content)
     return {split: read[file] for split, file in chosen.items()}
 
@@ -154,8 +165,6 @@ def image_folder(
     """
     root, ann_file = Path(root), Path(ann_file)
     names = [image["file_name"] for image in content["images"]]
-    if not names:
-        raise DataError(f"annotation file {ann_file} has no image")
     sample = names[:: max(1, len(names) // 50)]
     best = 0, []
     for folders in _image_folders(root, ann_file, split):

@@ -11,7 +11,7 @@ from mmengine.dist import broadcast_object_list, get_rank
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch.utils.data import get_worker_info
 
-from .errors import DataError
+from .errors import DataError, listed
 from .loading import read_image
 
 
@@ -57,9 +57,9 @@ def _check_headers(ann_file, folder, images):
         )
         faults = [fault for fault in faults if fault]
     if faults:
-        lines = faults[:5] + ([f"and {len(faults) - 5} more"] if len(faults) > 5 else [])
-        return "\n  ".join(
-            [f"{len(faults)} of the {len(images)} images in {ann_file} cannot be used:", *lines]
+        return (
+            f"{len(faults)} of the {len(images)} images in {ann_file} cannot be used:"
+            f"{listed(faults)}"
         )
     for note in _notes(ann_file):
         with suppress(OSError):

@@ -1,8 +1,9 @@
-"""Decoding of images."""
+"""Decoding and packing of images."""
 
 import io
 
 import mmcv.transforms
+import mmdet.datasets.transforms
 import mmengine.fileio as fileio
 import numpy as np
 from mmdet.registry import TRANSFORMS
@@ -47,6 +48,20 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         results["img"] = image.astype(np.float32) if self.to_float32 else image
         results["img_shape"] = results["ori_shape"] = size
         return results
+
+
+@TRANSFORMS.register_module(force=True)
+class PackDetInputs(mmdet.datasets.transforms.PackDetInputs):
+    """mmdet's transform, which takes its place, as it fails on a flipped row or column of pixels.
+
+    Takes its arguments, sets what it does: ``inputs`` (channels x height x width).
+    """
+
+    def transform(self, results):
+        if 1 in results["img"].shape[:2]:
+            # Its stride is negative, which torch refuses, but numpy calls it contiguous.
+            results["img"] = results["img"].copy()
+        return super().transform(results)
 
 
 def read_image(path, backend_args=None):

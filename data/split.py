@@ -56,7 +56,11 @@ def stratify(labels: Sequence[Iterable[Hashable]], share: float, seed: int = 0) 
 
 
 def split_coco(
-    path: str | Path, out: str | Path | None = None, val: float = 0.2, seed: int = 0
+    path: str | Path,
+    out: str | Path | None = None,
+    val: float = 0.2,
+    seed: int = 0,
+    outside_paths: bool = False,
 ) -> dict[Path, dict]:
     """Split a COCO file into ``train.json`` and ``val.json``, see :func:`stratify`.
 
@@ -67,6 +71,7 @@ def split_coco(
         out: the folder of the new files; default that of ``path``.
         val: share of the images to evaluate on.
         seed: of the draw.
+        outside_paths: file names may leave the image folder, see :class:`.coco.DetectionDataset`.
 
     Returns:
         The paths of the new files and what they hold.
@@ -80,7 +85,7 @@ def split_coco(
     for file in files:
         if file.exists():
             raise DataError(f"{file} exists: rename it, or name another folder by --out")
-    content, _ = read_annotations(path)
+    content, _ = read_annotations(path, outside_paths=outside_paths)
     labels = {image["id"]: set() for image in content["images"]}
     for ann in content["annotations"]:
         labels[ann["image_id"]].add(ann["category_id"])

@@ -7,6 +7,7 @@ false positives; training ignores it too.
 """
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
-from .coco import write_annotations
+from .coco import UNPRINTABLE, write_annotations
 from .errors import DataError
 from .loading import read_image
 from .split import stratify
@@ -256,18 +257,21 @@ def _convert_split(split, names, images, faults, annotations, classes, out):
 
 def _read_list(path, annotations):
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except OSError as error:
         raise DataError(f"cannot read the list of images {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"the list of images {path} is not text in UTF-8: {error}") from error
-    names = (_name(line.strip(), annotations) for line in lines)
+    names = [_name(line.strip(), annotations) for line in lines]
+    for i, name in enumerate(names, 1):
+        if UNPRINTABLE.search(name):
+            raise DataError(f"the list of images {path}: line {i} has control characters: {name!r}")
     return [name for name in names if name]
 
 
 def _name(line, annotations):
     """The name of an image in a line of a list, empty if the line leaves it out."""
-    if (annotations / f"{line}.xml").exists():
+    if os.path.exists(annotations / f"{line}.xml"):  # Path.exists raises on a name too long
         return line
     flag = re.fullmatch(r"(.*\S)\s+(-1|0|1)", line)
     name = flag[1] if flag else line
@@ -295,7 +299,8 @@ def _read_image(path, picture, pictures):
         height, width = read_image(picture).shape[:2]
     except DataError as error:
         raise DataError(f"{path}: {error}, image skipped") from error
-    stated = [tree.findtext(f"size/{side}", "").strip() for side in ("width", "height")]
+    # cut, as a broken file may state anything
+    stated = [tree.findtext(f"size/{side}", "").strip()[:20] for side in ("width", "height")]
     if [_number(side) for side in stated] != [width, height]:
         raise DataError(
             f"{path}: states the size {'x'.join(stated) if any(stated) else 'nowhere'}, but "
@@ -303,7 +308,7 @@ def _read_image(path, picture, pictures):
         )
     objects = [
         (
-            item.findtext("name", "").strip(),
+            " ".join(item.findtext("name", "").split()),  # it may be wrapped
             [_number(item.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")],
             int(item.findtext("difficult", "0").strip() == "1"),
         )

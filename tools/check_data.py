@@ -22,6 +22,11 @@ def main():
     parser.add_argument("target", help="config, folder of a set, or COCO JSON")
     parser.add_argument("--data", metavar="ROOT", help="with a config: the set that it is to use")
     parser.add_argument("--workers", type=int, help="processes that decode (default: one per core)")
+    parser.add_argument(
+        "--outside-paths",
+        action="store_true",
+        help="file names may leave the image folder (a config says so itself)",
+    )
     args = parser.parse_args()
 
     if args.target.endswith(".py"):
@@ -32,14 +37,14 @@ def main():
     elif args.data is not None:
         raise DataError(f"--data goes with a config, and {args.target} is none")
     else:
-        found = sets_of(args.target)
+        found = sets_of(args.target, args.outside_paths)
 
     sets = {(ann_file, images): dataset for ann_file, images, dataset in found}
     if not sets:
         raise DataError(f"{args.target} names no annotation file")
     wrong = 0
     for (ann_file, images), dataset in sets.items():
-        faults = check_set(ann_file, images, dataset, args.workers)
+        faults = check_set(ann_file, images, dataset, args.workers, args.outside_paths)
         wrong += len(faults)
         print(f"{ann_file}, images in {images}: {len(faults) or 'nothing'} wrong")
         for fault in faults:

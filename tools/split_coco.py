@@ -21,6 +21,9 @@ def main():
     parser.add_argument("--out", help="folder of train.json and val.json (that of JSON)")
     parser.add_argument("--val", type=float, default=0.2, help="share to evaluate on (0.2)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (0)")
+    parser.add_argument(
+        "--outside-paths", action="store_true", help="file names may leave the image folder"
+    )
     args = parser.parse_args()
     parts = split_coco(**vars(args))
     for path, content in parts.items():

@@ -2,12 +2,22 @@ import json
 import logging
 import math
 import pickle
+import re
+import sys
 
 import pytest
 import torch
-from dcndet.data.coco import DetectionDataset, DetectionMetric, write_annotations
+from dcndet.data.coco import (
+    DetectionDataset,
+    DetectionMetric,
+    check_evaluator,
+    sort_boxes,
+    write_annotations,
+)
 from dcndet.data.errors import DataError
+from dcndet.models.engine.options import merge_options
 from mmdet.registry import DATASETS
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from PIL import Image
 
@@ -130,7 +140,115 @@ def test_missing_field(coco, tmp_path, key, field):
 
 def test_field_of_another_type(coco, tmp_path):
     coco["images"][0]["id"] = "one"
-    assert "images[0] has the id 'one', which is a str" in refusal(tmp_path, coco)
+    message = "images[0] has the id 'one', expected an integer of 64 bits"
+    assert message in refusal(tmp_path, coco)
+
+
+@pytest.mark.parametrize("test_mode", [False, True])
+@pytest.mark.parametrize("side", ["width", "height"])
+@pytest.mark.parametrize("value", [math.nan, 1e30, 10**400, -40, 0, True, 39.5, "40", None])
+def test_a_side_that_is_no_number_of_pixels(coco, tmp_path, side, value, test_mode):
+    coco["images"][1][side] = value
+    message = refusal(tmp_path, coco, test_mode=test_mode)
+    assert f"annotations.json is not in COCO format: images[1] has the {side} " in message
+    assert "expected a whole number of pixels from 1 to 2147483647" in message
+    assert len(message) < 300
+
+
+def test_a_side_may_be_written_as_a_float(coco, tmp_path):
+    coco["images"][0]["width"] = 40.0
+    assert len(open_dataset(tmp_path, coco)) == 2
+
+
+@pytest.mark.parametrize("value", [True, 1.0, 2**63, 10**400, None])
+@pytest.mark.parametrize(
+    ("key", "field"),
+    [
+        ("images", "id"),
+        ("categories", "id"),
+        ("annotations", "id"),
+        ("annotations", "image_id"),
+        ("annotations", "category_id"),
+    ],
+)
+def test_an_id_is_an_integer_and_no_bool(coco, tmp_path, key, field, value):
+    coco[key][1][field] = value
+    assert f"{key}[1] has the {field} " in refusal(tmp_path, coco)
+
+
+@pytest.mark.parametrize("name", ["a\0.png", "a\ud800.png", "a\x1b[2J.png", "a\n.png"])
+def test_a_name_that_cannot_be_printed(coco, tmp_path, name):
+    coco["images"][1]["file_name"] = name
+    message = refusal(tmp_path, coco)
+    assert f"images[1] has the file_name {name!r}, expected a string without control" in message
+    coco["images"][1]["file_name"] = "b.png"
+    coco["categories"][1]["name"] = name
+    assert f"categories[1] has the name {name!r}" in refusal(tmp_path, coco)
+
+
+OUTSIDE = ["../../etc/passwd", "..", "a/../../b.png", "/etc/passwd", "./../b.png"]
+
+
+@pytest.mark.parametrize("test_mode", [False, True])
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_path_that_leaves_the_image_folder(coco, tmp_path, name, test_mode):
+    coco["images"][1]["file_name"] = name
+    message = refusal(tmp_path, coco, test_mode=test_mode)
+    path = tmp_path / "annotations.json"
+    assert message.startswith(f"annotation file {path}: images[1] has the file_name {name!r}, ")
+    assert "leaves the image folder. If that is meant, set outside_paths=True" in message
+    if name == "/etc/passwd":
+        message = refusal(tmp_path, coco, test_mode=test_mode, outside_paths=True)
+        assert "/etc/passwd: not an image" in message
+    average_precision({**coco, "images": coco["images"][:1]}, path)  # which opens no image
+
+
+def test_outside_paths_when_asked_for(coco, tmp_path):
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    coco["images"][0]["file_name"] = "../a.png"
+    coco["images"][1]["file_name"] = str(tmp_path / "b.png")
+    assert len(open_dataset(folder, coco, outside_paths=True)) == 2
+    cfg = Config({"train_dataloader": {"dataset": {"type": "DetectionDataset"}}})
+    merge_options(cfg, {"train_dataloader.dataset.outside_paths": True})
+
+
+def test_paths_that_stay_in_the_image_folder(coco, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "b.png").rename(tmp_path / "set" / "..b.png")
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "elsewhere")
+    coco["images"][0]["file_name"] = "./link/a.png"
+    coco["images"][1]["file_name"] = "..b.png"
+    assert len(open_dataset(tmp_path / "set", coco)) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [("[" * 100_000, "recursion"), ('{"images": [{"id": 1%s}]}' % ("0" * 6000), "6000|limit")],
+)
+def test_json_that_python_does_not_read(coco, tmp_path, content, part):
+    message = refusal(tmp_path, content)
+    assert f"{tmp_path / 'annotations.json'} is broken JSON: " in message
+    assert re.search(part, message)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="pickle goes as deep as the JSON reader")
+def test_json_that_pickle_does_not_write(coco, tmp_path):
+    deep = []
+    for _ in range(900):
+        deep = [deep]
+    coco["annotations"][0]["segmentation"] = deep
+    message = refusal(tmp_path, coco)
+    assert message == f"annotation file {tmp_path / 'annotations.json'} is nested too deeply"
+
+
+@pytest.mark.parametrize("test_mode", [False, True])
+def test_no_image(coco, tmp_path, test_mode):
+    coco["images"], coco["annotations"] = [], []
+    message = refusal(tmp_path, coco, test_mode=test_mode)
+    assert message == f"annotation file {tmp_path / 'annotations.json'} has no image"
 
 
 @pytest.mark.parametrize("test_mode", [False, True])
@@ -187,6 +305,66 @@ def test_the_metric_fills_in_too(coco, tmp_path):
 def test_the_metric_names_a_missing_file(tmp_path):
     with pytest.raises(DataError, match=r"cannot read annotation file .*none\.json: No such file"):
         DetectionMetric(ann_file=str(tmp_path / "none.json"))
+
+
+def test_the_metric_checks_the_format_too(coco, tmp_path):
+    del coco["categories"][1]["name"]
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(coco))
+    with pytest.raises(DataError, match=r"annotations\.json is not in COCO .*: categories\[1\]"):
+        DetectionMetric(ann_file=str(path))
+
+
+def test_the_metric_sorts_categories_when_asked(coco, tmp_path):
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps({**coco, "categories": coco["categories"][::-1]}))
+    for asked, ids in ((False, [7, 3]), (True, [3, 7])):
+        metric = DetectionMetric(ann_file=str(path), sort_categories=asked)
+        assert metric._coco_api.get_cat_ids(cat_names=["cat", "dog"]) == ids
+
+
+@pytest.fixture
+def evaluated(coco, tmp_path):
+    """Checks an evaluator whose file holds ``changes`` to the set that is evaluated."""
+    (tmp_path / "annotations.json").write_text(json.dumps(coco))
+
+    def check(name="other.json", indices=None, **changes):
+        (tmp_path / name).write_text(json.dumps({**coco, **changes}))
+        dataset = open_dataset(tmp_path, None, test_mode=True, indices=indices)
+        check_evaluator(dataset, [DetectionMetric(ann_file=str(tmp_path / name))])
+
+    return check
+
+
+def test_an_evaluator_of_the_same_images(coco, evaluated):
+    evaluated("annotations.json")
+    evaluated(info={"corrected": True})
+    evaluated(indices=1)
+
+
+def test_an_evaluator_of_other_images(coco, evaluated, tmp_path):
+    renamed = [coco["images"][0], {**coco["images"][1], "file_name": "c.png"}]
+    renumbered = [coco["images"][0], {**coco["images"][1], "id": 4}]
+    more = [*coco["images"], {**coco["images"][1], "id": 3, "file_name": "c.png"}]
+    cases = (renamed, "b.png"), (renumbered, "b.png"), (more, "c.png"), (more[:1], "b.png")
+    for images, name in cases:
+        with pytest.raises(DataError) as error:
+            evaluated(images=images)
+        message = str(error.value)
+        assert f"the evaluator's ann_file {tmp_path / 'other.json'} is not of the" in message
+        assert f"images in {tmp_path / 'annotations.json'}, which" in message
+        assert f"{tmp_path / name} (id " in message
+        assert "\n" not in message
+    with pytest.raises(DataError, match=r"c\.png \(id 2\)|b\.png \(id 2\)"):
+        evaluated(images=renamed, indices=2)
+
+
+def test_an_evaluator_of_other_objects(coco, evaluated):
+    with pytest.raises(DataError, match=r"do not match the categories of .*other\.json"):
+        evaluated(categories=coco["categories"][::-1])
+    beyond = [{**coco["annotations"][0], "bbox": [30, 20, 99, 9]}]
+    with pytest.raises(DataError, match=r"other\.json: evaluation would count 1 bad boxes"):
+        evaluated(annotations=beyond)
 
 
 def test_what_is_in_the_set_is_logged(coco, tmp_path, request):
@@ -268,6 +446,8 @@ BAD_BOXES = [
     ([5, 5, math.inf, 10], "not finite numbers"),
     ([5, 5, 10], "not finite numbers"),
     (["5", 5, 10, 10], "not finite numbers"),
+    ([True, 5, 10, 10], "not finite numbers"),
+    ([5, 5, 10**400, 10], "not finite numbers"),
     (None, "not finite numbers"),
 ]
 
@@ -287,7 +467,65 @@ def test_bad_box(coco, tmp_path, warnings, bbox, fault):
     assert fault in message
 
 
-@pytest.mark.parametrize("area", [math.nan, None, "large"])
+BEYOND = [
+    ([30, 20, 300, 300], [30, 20, 40, 30]),
+    ([-7, -5, 17, 10], [0, 0, 10, 5]),
+    ([5, 5, 1e308, 10], [5, 5, 40, 15]),
+    ([-(10**300), 5, 2 * 10**300, 10.5], [0, 5, 40, 15.5]),
+]
+
+
+@pytest.mark.parametrize(("bbox", "inside"), BEYOND)
+def test_a_box_beyond_the_image(coco, tmp_path, warnings, bbox, inside):
+    coco["annotations"][1]["bbox"] = bbox
+    dataset = open_dataset(tmp_path, coco)
+    assert bboxes(dataset) == [[0, 0, 10, 10], inside, [30, 20, 40, 30]]
+    (warning,) = warnings
+    path = tmp_path / "annotations.json"
+    start = f"{path}: clipped 1 boxes that reach beyond their image: annotation 2, image a.png: "
+    assert warning.startswith(start)
+    assert warning.endswith("reaches beyond the image (40x30 pixels)")
+
+    message = refusal(tmp_path, coco, test_mode=True)
+    assert f"{path}: evaluation would count 1 bad boxes" in message
+    assert "annotation 2, image a.png" in message
+    assert "reaches beyond the image (40x30 pixels)" in message
+    assert "\n" not in message
+
+
+def test_up_to_a_pixel_beyond_the_image_is_rounding(coco, tmp_path, warnings):
+    coco["annotations"][1]["bbox"] = [-1, 5, 10, 10]
+    coco["annotations"][2]["bbox"] = [30, 20, 10.25, 11]
+    boxes = bboxes(open_dataset(tmp_path, coco))
+    assert boxes == [[0, 0, 10, 10], [0, 5, 9, 15], [30, 20, 40, 30]]
+    boxes = bboxes(open_dataset(tmp_path, coco, test_mode=True))
+    assert boxes == [[0, 0, 10, 10], [-1, 5, 9, 15], [30, 20, 40.25, 31]]
+    assert warnings == []
+    coco["annotations"][1]["bbox"] = [-1.01, 5, 10, 10]
+    assert "reaches beyond" in refusal(tmp_path, coco, test_mode=True)
+
+
+def test_a_box_of_which_less_than_a_pixel_is_inside(coco, tmp_path, warnings):
+    coco["annotations"][1]["bbox"] = [39.5, 5, 20, 10]
+    assert len(bboxes(open_dataset(tmp_path, coco))) == 2
+    (warning,) = warnings
+    assert "dropped 1 bad boxes: annotation 2" in warning
+    assert "less than one pixel wide or high in the image" in warning
+
+
+@pytest.mark.parametrize(("area", "expected"), [(100, 100), (4000, 250)])
+def test_the_area_of_a_clipped_box(coco, area, expected):
+    coco["annotations"] = [{**coco["annotations"][0], "bbox": [15, 20, 80, 50], "area": area}]
+    polygon = [[15, 20, 95, 20, 95, 70]]
+    coco["annotations"][0]["segmentation"] = polygon
+    ((ann,), bad, (line,)) = sort_boxes(coco, test_mode=False)
+    assert (ann["bbox"], ann["area"], ann["segmentation"]) == ([15, 20, 25, 10], expected, polygon)
+    assert bad == []
+    assert f"bbox [15, 20, 80, 50], area {area}" in line
+    assert coco["annotations"][0]["bbox"] == [15, 20, 80, 50]
+
+
+@pytest.mark.parametrize("area", [math.nan, None, "large", 10**400])
 def test_bad_area(coco, tmp_path, warnings, area):
     coco["annotations"][1]["area"] = area
     assert len(bboxes(open_dataset(tmp_path, coco))) == 2

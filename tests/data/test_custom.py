@@ -1,9 +1,11 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from dcndet.data.check import check_set, sets_of, sets_of_config
 from dcndet.data.custom import find_splits, use_data
 from dcndet.data.errors import DataError
 from dcndet.data.split import split_coco, stratify
@@ -219,6 +221,32 @@ def test_split_coco(tmp_path):
         split_coco(tmp_path / "all.json")
 
 
+def test_outside_paths_are_refused_unless_asked_for(custom):
+    path = custom / "annotations" / "train.json"
+    content = write(custom, "annotations/train.json", "train", count=3)
+    content["images"][1]["file_name"] = "../val/2.png"
+    path.write_text(json.dumps(content))
+    cfg = Config.fromfile(CONFIGS / "bccd" / "faster-rcnn_r18_fpn_6e_bccd.py")
+    refused = rf"{path}: images\[1\] has the file_name '\.\./val/2\.png', which leaves the image"
+    for read in (find_splits, lambda root: use_data(cfg, root), lambda root: list(sets_of(root))):
+        with pytest.raises(DataError, match=refused):
+            read(custom)
+    with pytest.raises(DataError, match=refused):
+        split_coco(path, custom / "parts")
+    cfg.train_dataloader.dataset.outside_paths = True
+    use_data(cfg, custom)
+    assert find_splits(custom, outside_paths=True)["train"].images == custom / "train"
+    parts = split_coco(path, custom / "parts", val=0.5, outside_paths=True)
+    assert sum(len(part["images"]) for part in parts.values()) == 3
+
+    checked = list(sets_of_config(cfg))
+    assert [check_set(*each) for each in checked] == [[], [], []]
+    (fault,) = check_set(*checked[0][:2])
+    assert re.search(refused, fault)
+    assert len(list(sets_of(custom, outside_paths=True))) == 3
+    assert check(custom, "--outside-paths", "--workers", 1)[0] == 0
+
+
 def check(*arguments):
     result = subprocess.run(
         [sys.executable, CHECK, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT
@@ -231,6 +259,7 @@ def test_check_data_names_everything(custom):
     path = custom / "annotations" / "train.json"
     content = json.loads(path.read_text())
     content["images"][0]["width"] = 41
+    content["annotations"][0]["bbox"] = [30, 20, 40, 9]
     content["annotations"][1]["bbox"] = [1, 1, 0, 9]
     path.write_text(json.dumps(content))
     picture = custom / "val" / "2.png"
@@ -242,6 +271,7 @@ def test_check_data_names_everything(custom):
     assert status == 1
     assert f"{custom / 'train' / '1.png'}: 40x30 pixels, but its annotations say 41x30" in output
     assert "annotation 2, image 2.png: bbox [1, 1, 0, 9], area 0: no area" in output
+    assert "annotation 1, image 1.png: bbox [30, 20, 40, 9], area 360: reaches beyond" in output
     assert f"cannot decode image {picture}" in output
     assert f"cannot read image {custom / 'val' / '1.png'}: No such file" in output
     assert output.count(" wrong\n") == 2

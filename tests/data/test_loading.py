@@ -109,6 +109,19 @@ def test_exif_orientation_as_mmcv(tmp_path, picture):
     np.testing.assert_allclose(result["img"].astype(int), expected, atol=2)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 30), (40, 1), (2, 2)])
+@pytest.mark.parametrize("direction", ["horizontal", "vertical", "diagonal"])
+def test_a_flipped_row_or_column_is_packed(tmp_path, size, direction):
+    Image.effect_noise(size, 64).save(tmp_path / "a.png")
+    results = load(tmp_path / "a.png")
+    flip = TRANSFORMS.build({"type": "RandomFlip", "prob": 1.0, "direction": direction})
+    pack = TRANSFORMS.build({"type": "PackDetInputs", "meta_keys": ("img_shape",)})
+    packed = pack(flip(results))["inputs"]
+    axes = {"horizontal": 1, "vertical": 0, "diagonal": (0, 1)}
+    expected = np.flip(read_image(tmp_path / "a.png"), axes[direction])
+    np.testing.assert_array_equal(packed.permute(1, 2, 0), expected)
+
+
 @pytest.mark.parametrize(
     ("content", "part"), [(b"", "zero bytes"), (b"<html>not found</html>", "not an image")]
 )

@@ -351,6 +351,27 @@ def test_lines_of_lists(voc):
     assert split.problems == []
 
 
+def test_a_list_with_control_characters(voc):
+    path = voc.root / "ImageSets" / "Main" / "train.txt"
+    path.write_bytes(b"good\t1\nbad\0 1\n")
+    with pytest.raises(DataError) as error:
+        convert_voc(voc.root)
+    message = f"the list of images {path}: line 2 has control characters: 'bad\\x00'"
+    assert str(error.value) == message
+
+
+def test_a_list_with_a_byte_order_mark(voc):
+    (voc.root / "ImageSets" / "Main" / "train.txt").write_text("good\n", "utf-8-sig")
+    (train,) = convert_voc(voc.root)
+    assert (train.images, train.problems) == (1, [])
+
+
+def test_a_name_that_is_wrapped(voc):
+    voc.add("other", box("fire\n      engine", 2, 2, 9, 9))
+    (train,) = convert_voc(voc.root)
+    assert train.boxes == {"cat": 1, "dog": 1, "fire engine": 1}
+
+
 def test_classes_that_differ_in_case(voc):
     voc.add("other", box("Dog", 2, 2, 9, 9))
     (train,) = convert_voc(voc.root)
