@@ -260,6 +260,11 @@ class Runner(mmengine.runner.Runner):
                 f"cannot resume from {filename}: {type(error).__name__}: {error}"
             ) from error
         loop, length = self.train_loop, len(self.train_dataloader)
+        if loop.epoch > loop.max_epochs:
+            raise CheckpointError(
+                f"cannot resume from {filename}: it is of epoch {loop.epoch}, and "
+                f"train_cfg.max_epochs is {loop.max_epochs}"
+            )
         if isinstance(loop, EpochBasedTrainLoop) and loop.iter != loop.epoch * length:
             self.logger.warning(
                 f"the checkpoint has {loop.iter} iterations in {loop.epoch} epochs, where an epoch "

@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from . import annotations, images, lists, voc
+from . import annotations, checkpoints, images, lists, voc
 
 Content = bytes | Callable[[Path], object]  # or what makes it at a path: a folder, a link
 SECTIONS: dict[str, dict[str, Content]] = {
@@ -15,6 +15,7 @@ SECTIONS: dict[str, dict[str, Content]] = {
     "images": images.FILES,
     "voc": voc.FILES,
     "lists": lists.FILES,
+    "checkpoints": checkpoints.FILES,
 }
 
 

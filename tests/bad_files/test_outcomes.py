@@ -16,8 +16,12 @@ from dcndet.data.coco import DetectionDataset
 from dcndet.data.errors import DataError
 from dcndet.data.loading import LoadImageFromFile
 from dcndet.data.voc import convert_voc
+from dcndet.models.engine import EngineError, load_weights
 from mmengine.logging import MMLogger
+from mmengine.runner import CheckpointLoader
 from PIL import Image
+
+from tests.engine import toy
 
 from . import annotations
 from .make import SECTIONS, write
@@ -81,6 +85,28 @@ def open_list(path):
     return "\n".join([f"{split.images} of 2 images", *split.problems])
 
 
+def open_weights(path):
+    checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location="cpu")
+    load_weights(toy.Toy(), checkpoint, str(path), strict=True)
+
+
+def open_resumable(path):
+    """One that is accepted with nothing to say leads to the losses of a whole run."""
+    losses, runner = toy.train(path.parent / "work", epochs=2, resume=True, load_from=str(path))
+    lines = Path(runner.logger._log_file).read_text().splitlines()
+    usual = ("has no metainfo", "FileClient", "LinearLR ends after the run")
+    warnings = [line for line in lines if "WARNING" in line and not any(u in line for u in usual)]
+    if not warnings:
+        assert losses == whole_losses()
+    return "\n".join(warnings)
+
+
+@functools.cache
+def whole_losses():
+    with tempfile.TemporaryDirectory() as folder:
+        return toy.train(folder, epochs=2)[0]
+
+
 # kind in the table: section of the made files, and what opens one and returns what it says
 OPENERS = {
     "training": ("annotations", lambda path: open_set(path, test_mode=False)),
@@ -88,6 +114,8 @@ OPENERS = {
     "image": ("images", open_image),
     "voc": ("voc", open_voc),
     "list": ("lists", open_list),
+    "weights": ("checkpoints", open_weights),
+    "resuming": ("checkpoints", open_resumable),
 }
 
 with TABLE.open(encoding="utf-8", newline="") as file:
@@ -130,7 +158,7 @@ def test_outcome(kind, file, outcome, tmp_path, logged):
     try:
         said = "\n".join(filter(None, [opener(path), *logged]))
         verdict = "accepted"
-    except DataError as error:
+    except (DataError, EngineError) as error:
         said, verdict = str(error), "refused"
         assert str(path) in said.splitlines()[0]
         # What a terminal shows in a line; only the classes that do not match take several.
