@@ -28,6 +28,7 @@ from .images import check_headers
 
 MAX_ID = 2**63 - 1  # of pycocotools' arrays
 MAX_SIDE = 2**31 - 1  # of an image [pixels]
+MAX_FLOAT = sys.float_info.max
 ROUNDING = 1  # how far a box may reach beyond its image [pixels]; COCO's own do by fractions
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control codes, lone surrogates
 
@@ -46,7 +47,7 @@ def _is_text(value):
 
 def _is_finite(value):
     # An int may be too large for a float, in which case math.isfinite raises.
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return type(value) in (int, float) and abs(value) <= MAX_FLOAT
 
 
 ID = _is_id, "an integer of 64 bits"
@@ -387,22 +388,24 @@ def sort_boxes(dataset: dict, test_mode: bool) -> tuple[list[dict], list[str], l
     good, bad, clipped = [], [], []
     for ann in dataset["annotations"]:
         image = images[ann["image_id"]]
-        fault = _box_fault(ann, image, test_mode)
-        beyond = "" if fault else _reaches_beyond(ann, image)
+        kept, fault = ann, _box_fault(ann, image, test_mode)
+        beyond = 0 if fault else _pixels_beyond(ann["bbox"], image)
+        reaches = f"reaches beyond the image ({_size(image)})" if beyond > ROUNDING else ""
         if test_mode:
-            fault = fault or beyond
+            fault = fault or reaches
         elif not fault:
-            inside = _clip(ann, image)
+            if beyond > 0:
+                kept = _clip(ann, image)
             # CocoDataset drops these without a word; the metric counts them as the objects they are
-            if min(inside["bbox"][2:]) < 1:
+            if min(kept["bbox"][2:]) < 1:
                 fault = "less than one pixel wide or high in the image"
         if not fault:
-            good.append(ann if test_mode else inside)
-        if fault or beyond:
+            good.append(kept)
+        if fault or reaches:
             (bad if fault else clipped).append(
                 f"annotation {ann['id']}, image {image['file_name']}: "
                 f"bbox {reprlib.repr(ann['bbox'])}, area {reprlib.repr(ann['area'])}: "
-                f"{fault or beyond}"
+                f"{fault or reaches}"
             )
     return good, bad, clipped
 
@@ -447,24 +450,24 @@ def _box_fault(ann, image, test_mode):
     if width <= 0 or height <= 0 or (ann["area"] <= 0 and not test_mode):
         return "no area"
     if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
-        return f"outside of the image ({image['width']}x{image['height']} pixels)"
+        return f"outside of the image ({_size(image)})"
     return ""
 
 
-def _reaches_beyond(ann, image):
-    x, y, width, height = ann["bbox"]
-    beyond = max(-x, -y, x + width - image["width"], y + height - image["height"])
-    if beyond <= ROUNDING:
-        return ""
-    return f"reaches beyond the image ({image['width']}x{image['height']} pixels)"
+def _size(image):
+    return f"{image['width']}x{image['height']} pixels"
+
+
+def _pixels_beyond(box, image):
+    """How far a box reaches beyond its image, not above 0 if it does not."""
+    x, y, width, height = box
+    return max(-x, -y, x + width - image["width"], y + height - image["height"])
 
 
 def _clip(ann, image):
     x, y, width, height = ann["bbox"]
     left, top = max(x, 0), max(y, 0)
     right, bottom = min(x + width, image["width"]), min(y + height, image["height"])
-    if (left, top, right, bottom) == (x, y, x + width, y + height):
-        return ann
     box = [left, top, right - left, bottom - top]
     return {**ann, "bbox": box, "area": min(ann["area"], box[2] * box[3])}
 

@@ -73,9 +73,7 @@ def _reason(error):
             "values are loaded"
         )
     reason = "truncated or not a checkpoint"
-    if isinstance(
-        error, pickle.UnpicklingError | KeyError | IndexError
-    ):  # bytes that are no pickle
+    if "weights_only" in text or isinstance(error, KeyError | IndexError):  # bytes, misread
         return reason
     return f"{reason} ({type(error).__name__}: {(text.splitlines() or [''])[0]})"
 
