@@ -44,7 +44,7 @@ class Run:
     """A process of its own session, which can be killed as a whole, and nothing left of it."""
 
     def __init__(self, command, cwd):
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - it outlives the call
         self.process = subprocess.Popen(
             list(map(str, command)),
             cwd=cwd,

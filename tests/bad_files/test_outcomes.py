@@ -162,11 +162,7 @@ def test_outcome(kind, file, outcome, tmp_path, logged):
     try:
         said = "\n".join(filter(None, [opener(path), *logged]))
         verdict = "accepted"
-<<<<<<< HEAD
-    except (DataError, EngineError) as error:
-=======
     except refusal as error:
->>>>>>> data
         said, verdict = str(error), "refused"
         assert str(path) in said.splitlines()[0]
         # What a terminal shows in a line; only the classes that do not match take several.
