@@ -11,14 +11,12 @@ import re
 import reprlib
 import sys
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, METRICS
-from mmengine.evaluator import BaseMetric
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 from torch.utils.data import Dataset
@@ -216,27 +214,19 @@ class DetectionMetric(CocoMetric):
                 content["categories"].sort(key=lambda category: category["id"])
             self._coco_api = _index(content)
 
+    def check_dataset(self, dataset: Dataset):
+        """Refuse a dataset whose images are not those of ``ann_file``.
 
-def check_evaluator(dataset: Dataset, metrics: Iterable[BaseMetric]):
-    """Refuse metrics whose ``ann_file`` does not belong to the dataset that they evaluate.
+        pycocotools notices other images only when all of them went through the model, and does not
+        where their ids happen to be the same. A file of the same images is checked as the dataset's
+        own is. A dataset of another type than :class:`DetectionDataset` is left alone.
 
-    pycocotools notices other images only when all of them went through the model, and does not
-    where their ids happen to be the same. A file of the same images is checked as the dataset's
-    own is. Datasets and metrics of other types than this module's are left alone.
-
-    Args:
-        dataset: of the loader for validation or testing.
-        metrics: of its evaluator.
-
-    Raises:
-        DataError: names both files.
-    """
-    for metric in metrics:
-        if not isinstance(dataset, DetectionDataset) or not isinstance(metric, DetectionMetric):
-            continue
-        if metric.ann_file in (None, dataset.ann_file):
-            continue
-        content = metric._coco_api.dataset
+        Raises:
+            DataError: names both files.
+        """
+        if not isinstance(dataset, DetectionDataset) or self.ann_file in (None, dataset.ann_file):
+            return
+        content = self._coco_api.dataset
         infos = map(dataset.get_data_info, range(len(dataset)))
         paths = {info["img_id"]: info["img_path"] for info in infos}
         counted = {
@@ -248,12 +238,12 @@ def check_evaluator(dataset: Dataset, metrics: Iterable[BaseMetric]):
             other += [f"{path} (id {i})" for i, path in counted.items() if i not in paths]
         if other:
             raise DataError(
-                f"the evaluator's ann_file {metric.ann_file} is not of the images in "
+                f"the evaluator's ann_file {self.ann_file} is not of the images in "
                 f"{dataset.ann_file}, which it is to evaluate: {first(other, ', ')} "
                 f"{'is' if len(other) == 1 else 'are'} not in both"
             )
-        dataset.check_classes(content, metric.ann_file)
-        dataset._drop_bad_boxes(content, metric.ann_file)
+        dataset.check_classes(content, self.ann_file)
+        dataset._drop_bad_boxes(content, self.ann_file)
 
 
 def _index(content):

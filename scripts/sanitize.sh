@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The operators' tests and random calls of them, with CPU kernels built by GCC so that they stop at
 # the first access outside memory or undefined operation (AddressSanitizer, UBSan).
-#   ./scripts/sanitize.sh [CALLS]     random calls, 10000 if not given
+#   ./scripts/sanitize.sh [CALLS]     random calls from eight threads at once, 10000 if not given
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ./scripts/setup.sh
@@ -29,4 +29,4 @@ export LD_PRELOAD ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 P
 "$python" -W error::UserWarning -c 'import dcn; print(dcn.__file__)'
 set -x
 "$python" -m pytest -n auto --dist worksteal tests/dcn --ignore tests/dcn/triton -p no:cacheprovider
-"$python" tests/dcn/fuzz.py --calls "${1:-10000}"
+"$python" tests/dcn/fuzz.py --calls "${1:-10000}" --threads 8

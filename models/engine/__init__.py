@@ -4,7 +4,7 @@ from .checkpoint import find_resumable, load_weights
 from .errors import CheckpointError, EngineError, NonFiniteError
 from .hooks import (
     CheckpointHook,
-    ClassCountHook,
+    DataCheckHook,
     EpochSeedHook,
     MissedValidationHook,
     NonFiniteHook,
@@ -20,7 +20,7 @@ __all__ = [
     "BFloat16OptimWrapper",
     "CheckpointError",
     "CheckpointHook",
-    "ClassCountHook",
+    "DataCheckHook",
     "EngineError",
     "EpochSeedHook",
     "LogProcessor",

@@ -8,6 +8,7 @@ Importing this module replaces every loader of mmengine's ``CheckpointLoader``, 
 
 import copy
 import errno
+import logging
 import os
 import re
 import zipfile
@@ -26,7 +27,7 @@ from mmengine.runner import (
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from .errors import CheckpointError
-from .plain import STAND_INS
+from .plain import STAND_INS, is_history
 from .screen import say
 
 TRAINING_ONLY = "mimic."  # the auxiliary classifier of feature mimicking
@@ -197,6 +198,7 @@ def load_weights(model, checkpoint, source, strict):
             del state[key]
         if unused:
             print_log(f"{source}: {', '.join(unused)} left unused", logger="current")
+    _check_values(model, state, source)
     given = {key: tuple(getattr(value, "shape", ())) for key, value in state.items()}
     if not strict:
         _load_what_fits(model, state, own, given, source)
@@ -219,6 +221,24 @@ def load_weights(model, checkpoint, source, strict):
         saved = sorted(Path(source).expanduser().parent.glob("*.py"))
         hint = f"; a config lies beside it: {saved[0]}" if len(saved) == 1 else ""
         raise CheckpointError(f"{source} does not fit the model: {found or error}{hint}") from error
+
+
+def _check_values(model, state, source):
+    """Refuse tensors that cannot be computed with; say where numbers are rounded."""
+    own = model.state_dict()
+    rounded = []
+    for key, value in state.items():
+        if key not in own or not isinstance(value, torch.Tensor):
+            continue
+        if value.layout != torch.strided or value.is_meta or value.is_complex():
+            raise CheckpointError(f"{source}: {key} is no dense tensor of real numbers")
+        if not value.isfinite().all():
+            raise CheckpointError(f"{source}: {key} is not finite")
+        if value.dtype != own[key].dtype:
+            rounded.append(f"{key} {value.dtype} for {own[key].dtype}".replace("torch.", ""))
+    if rounded:
+        message = f"{source}: {len(rounded)} tensors are of another dtype: {_few(rounded)}"
+        print_log(message, logger="current", level=logging.WARNING)
 
 
 def _load_what_fits(model, state, own, given, source):
@@ -266,7 +286,8 @@ def check_resumable(checkpoint, source):
         and all(
             isinstance(hub.get(key), dict)
             for key in ("log_scalars", "runtime_info", "resumed_keys")
-        ),
+        )
+        and all(map(is_history, hub["log_scalars"].values())),
         "state_dict": isinstance(state, dict) and all(isinstance(key, str) for key in state),
         "optimizer": isinstance(optimizer, dict) and optimizer,
         "param_schedulers": isinstance(checkpoint.get("param_schedulers", []), list | dict),
@@ -276,6 +297,25 @@ def check_resumable(checkpoint, source):
             f"cannot resume from {source}: its {', '.join(unsound)} "
             f"{'is' if len(unsound) == 1 else 'are'} not what a training run writes"
         )
+
+
+def check_state(optimizer, source):
+    """Raise CheckpointError if the state that ``optimizer`` got from ``source`` is another model's.
+
+    Of optimizers that keep a value per weight: SGD, Adam and AdamW.
+    """
+    if not isinstance(optimizer, torch.optim.SGD | torch.optim.Adam):
+        return
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            shape = tuple(getattr(value, "shape", ()))
+            if value is not None and name != "step" and shape != tuple(weight.shape):
+                raise CheckpointError(
+                    f"cannot resume from {source}: the optimizer has a {name} {shape} for a weight "
+                    f"{tuple(weight.shape)}"
+                )
+            if isinstance(value, torch.Tensor) and not value.isfinite().all():
+                raise CheckpointError(f"cannot resume from {source}: a {name} is not finite")
 
 
 def find_resumable(work_dir):

@@ -183,15 +183,18 @@ class PlainValuesHook(Hook):
 
 
 @HOOKS.register_module()
-class ClassCountHook(Hook):
-    """Compares the classes of the data with those of the heads before the first iteration.
+class DataCheckHook(Hook):
+    """Compares the data with the heads and the metrics before the first iteration.
 
-    With too few in a head, a class silently becomes background; with too many, the first
-    evaluation fails.
+    With too few classes in a head, a class silently becomes background; with too many, the first
+    evaluation fails, and so it does where a metric reads the annotations of other images: a metric
+    with a method ``check_dataset`` is asked.
     """
 
     def before_train(self, runner) -> None:
-        """Raise EngineError with both numbers and the key of the config."""
+        """Raise EngineError with both numbers of classes and the key of the config."""
+        if runner.val_loop is not None:
+            self._ask_metrics(runner.val_loop)
         classes = getattr(runner.train_dataloader.dataset, "metainfo", {}).get("classes")
         if classes is None:
             return
@@ -206,6 +209,14 @@ class ClassCountHook(Hook):
                     f"{len(classes)} classes ({', '.join(classes[:5])}"
                     f"{', ...' if len(classes) > 5 else ''}): set it to {len(classes)}"
                 )
+
+    def before_test(self, runner) -> None:
+        self._ask_metrics(runner.test_loop)
+
+    def _ask_metrics(self, loop) -> None:
+        for metric in loop.evaluator.metrics:
+            if hasattr(metric, "check_dataset"):
+                metric.check_dataset(loop.dataloader.dataset)
 
 
 def _images(data_batch):
@@ -238,8 +249,9 @@ class _LateRemoval(LocalBackend):
 
     def flush(self):
         for name in self.info.get_info(OUTDATED, []):
-            if name.endswith(".pth") and self.isfile(self.folder / name):
-                super().remove(self.folder / name)
+            path = self.folder / str(name)
+            if path.suffix == ".pth" and self.isfile(path):
+                super().remove(path)
         self.info.update_info(OUTDATED, [])
 
 

@@ -46,6 +46,15 @@ def to_plain(value, name):
     raise TypeError(f"{name} is a {type(value).__name__}, which no checkpoint can hold safely")
 
 
+def is_history(value):
+    """Whether it is a HistoryBuffer, or what :func:`to_plain` made of one."""
+    if not isinstance(value, dict):
+        return isinstance(value, HistoryBuffer)
+    values, counts, length = (value.get(key) for key in ("values", "counts", "max_length"))
+    tensors = all(isinstance(part, torch.Tensor) and part.dim() == 1 for part in (values, counts))
+    return tensors and len(values) == len(counts) and type(length) is int
+
+
 def from_plain(log_scalars):
     """The histories of a message hub by name, each a HistoryBuffer again."""
     return {

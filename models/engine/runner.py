@@ -12,12 +12,13 @@ from mmengine.device import get_device
 from mmengine.dist import is_distributed, master_only
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop
 
-from .checkpoint import check_resumable, find_resumable, latest_run, load_weights
+from .checkpoint import check_resumable, check_state, find_resumable, latest_run, load_weights
 from .errors import CheckpointError, EngineError
 from .hooks import (
-    ClassCountHook,
+    DataCheckHook,
     EpochSeedHook,
     MissedValidationHook,
     NonFiniteHook,
@@ -108,7 +109,7 @@ class Runner(mmengine.runner.Runner):
         super().register_hooks(default_hooks, custom_hooks)
         self.register_hook(EpochSeedHook())
         self.register_hook(NonFiniteHook(self.cfg.get("skip_non_finite", 0)))
-        self.register_hook(ClassCountHook())
+        self.register_hook(DataCheckHook())
         self.register_hook(SummaryHook(self._screen))
         self.register_hook(MissedValidationHook())
         self.register_hook(PlainValuesHook())
@@ -218,6 +219,7 @@ class Runner(mmengine.runner.Runner):
         checkpoint = CheckpointLoader.load_checkpoint(filename, map_location)
         if self._resume:
             check_resumable(checkpoint, filename)
+            checkpoint["meta"].pop("config", None)  # mmengine would execute it
             if self.goes_on:
                 self.run_number = checkpoint["meta"].get("run", 0)
             self._compare(checkpoint["meta"])
@@ -259,6 +261,8 @@ class Runner(mmengine.runner.Runner):
             raise CheckpointError(
                 f"cannot resume from {filename}: {type(error).__name__}: {error}"
             ) from error
+        if not isinstance(self.optim_wrapper, OptimWrapperDict):
+            check_state(self.optim_wrapper.optimizer, filename)
         loop, length = self.train_loop, len(self.train_dataloader)
         if loop.epoch > loop.max_epochs:
             raise CheckpointError(

@@ -151,11 +151,11 @@ def view(size: tuple, stride: tuple, offset: int = 0) -> Content:
     return lambda path: torch.save({"state_dict": {"head.weight": build}}, path)
 
 
-def nested(depth: int):
-    value = []
-    for _ in range(depth):
-        value = [value]
-    return value
+def nested(depth: int) -> Content:
+    """Lists in lists, deeper than Python recurses."""
+    key = pickle.dumps("meta", 2)[2:-3]  # without its header, its place in the memo, and the end
+    content = b"\x80\x02}" + key + b"]" * depth + b"a" * (depth - 1) + b"s."
+    return repacked(lambda name, c: content if name.endswith("data.pkl") else c)
 
 
 def doubled(times: int):
@@ -296,8 +296,8 @@ FILES: dict[str, Content] = {
     "time_number.pth": within("meta", time=5),
     "run_text.pth": within("meta", run="one"),
     "threads_text.pth": within("meta", threads="many"),
-    "config_broken.pth": within("meta", config="def ("),
-    "meta_nested.pth": within("meta", deep=nested(50_000)),
+    "runs_config.pth": within("meta", config=CODE),
+    "meta_nested.pth": nested(100_000),
     "meta_doubled.pth": within("meta", deep=doubled(200)),
     "message_hub_list.pth": changed(message_hub=[]),
     "message_hub_empty.pth": changed(message_hub={}),

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from dcndet.data.coco import DetectionDataset, DetectionMetric, check_evaluator
+from dcndet.data.coco import DetectionDataset, DetectionMetric
 from dcndet.data.errors import DataError
 from dcndet.data.loading import LoadImageFromFile
 from dcndet.data.voc import convert_voc
@@ -43,7 +43,7 @@ def open_set(path, test_mode):
     )
     assert len(dataset) > 0
     if test_mode:
-        check_evaluator(dataset, [DetectionMetric(ann_file=str(path))])
+        DetectionMetric(ann_file=str(path)).check_dataset(dataset)
 
 
 def open_image(path):
@@ -153,7 +153,8 @@ def test_the_table_has_each_file_once():
 @pytest.mark.parametrize(
     ("kind", "file", "outcome"), ROWS, ids=[f"{kind}-{file}" for kind, file, _ in ROWS]
 )
-def test_outcome(kind, file, outcome, tmp_path, logged):
+def test_outcome(kind, file, outcome, tmp_path, logged, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     section, opener, refusal = OPENERS[kind]
     path = tmp_path / file
     write(SECTIONS[section][file], path)
@@ -171,3 +172,4 @@ def test_outcome(kind, file, outcome, tmp_path, logged):
         assert "\n" not in said or "classes of the config" in said
     assert (verdict, part) == (expected, part if part in said else said)
     assert part or not said
+    assert not Path("executed").exists()

@@ -10,7 +10,6 @@ import torch
 from dcndet.data.coco import (
     DetectionDataset,
     DetectionMetric,
-    check_evaluator,
     sort_boxes,
     write_annotations,
 )
@@ -331,7 +330,7 @@ def evaluated(coco, tmp_path):
     def check(name="other.json", indices=None, **changes):
         (tmp_path / name).write_text(json.dumps({**coco, **changes}))
         dataset = open_dataset(tmp_path, None, test_mode=True, indices=indices)
-        check_evaluator(dataset, [DetectionMetric(ann_file=str(tmp_path / name))])
+        DetectionMetric(ann_file=str(tmp_path / name)).check_dataset(dataset)
 
     return check
 

@@ -1,5 +1,8 @@
 """Random calls of the operators, good and bad: python tests/dcn/fuzz.py --calls 10000 --seed 0.
 
+With --threads 8 that many threads of Python call at once; PyTorch's random numbers are then drawn
+in another order every time.
+
 A good call gives finite results, and the same bits when it is repeated (so that nothing it read
 was left over in memory). A bad one raises a TypeError or ValueError that names the argument.
 scripts/sanitize.sh runs this with kernels that stop at the first read or write outside memory.
@@ -8,6 +11,8 @@ scripts/sanitize.sh runs this with kernels that stop at the first read or write 
 import argparse
 import random
 import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -22,8 +27,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    print(run(args.calls, args.seed))
+    shares = [args.calls // args.threads] * args.threads
+    counts = Counter()
+    with ThreadPoolExecutor(args.threads) as pool:
+        for found in pool.map(run, shares, range(args.seed, args.seed + args.threads)):
+            counts.update(found)
+    print(f"calls of the operators from {args.threads} threads at once: {dict(counts)}")
 
 
 def run(calls: int, seed: int) -> dict[str, int]:

@@ -187,7 +187,6 @@ def test_a_damaged_checkpoint_is_stepped_over(tmp_path):
         odd(optimizer={"state": {}, "param_groups": []}),
         odd(optimizer={"state": 1}),
         odd(param_schedulers=[1]),
-        lambda content: content["message_hub"]["log_scalars"].update(loss=1),
     ],
 )
 def test_contents_that_the_training_cannot_take_are_refused_by_name(edit, tmp_path):

@@ -301,6 +301,21 @@ def test_weights_too_large_to_compute_with_are_found_in_evaluation(tmp_path):
     assert "not finite, from the weights after epoch 1, iteration 1, images" in error
 
 
+def test_an_evaluator_of_other_images_is_refused_before_training(dataset, tmp_path, trained):
+    content = json.loads((dataset / "annotations.json").read_text())
+    content["images"][2]["file_name"] = "7.png"
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    options = ["--work-dir", tmp_path / "work", "--cfg-options"]
+    other = f"val_evaluator.ann_file={tmp_path}/other.json"
+    kinds = ["val_dataloader.dataset.type=DetectionDataset", "val_evaluator.type=DetectionMetric"]
+    error = run("train.py", CONFIG, *options, other, *kinds)
+    assert "other.json is not of the images in" in error
+    assert not list((tmp_path / "work").glob("*.pth"))
+    options = [trained / "epoch_2.pth", *options]
+    tested = [option.replace("val_", "test_") for option in (other, *kinds)]
+    assert "other.json is not of the images in" in run("test.py", CONFIG, *options, *tested)
+
+
 def test_a_folder_that_cannot_be_written_is_named_in_one_line(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", "/proc/nothing", tmp_path / ("a" * 300)):
