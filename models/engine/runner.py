@@ -234,16 +234,15 @@ class Runner(mmengine.runner.Runner):
 
     def _compare(self, meta):
         """Warn where the losses cannot be those of the run that wrote a checkpoint."""
-        here = {"processes": self.world_size, "threads": torch.get_num_threads()}
-        for what, count in here.items():
+        consequences = {
+            "processes": (self.world_size, "its batches and their learning rate are others"),
+            "threads": (torch.get_num_threads(), "its losses are not the same to the bit"),
+        }
+        for what, (count, consequence) in consequences.items():
             if meta.get(what, count) != count:
-                consequence = {
-                    "processes": "its batches and learning rate are others",
-                    "threads": "losses differ in the last bits",
-                }
                 self.logger.warning(
                     f"the checkpoint is of a run with {meta[what]} {what}, this one has {count}: "
-                    f"{consequence[what]}"
+                    f"{consequence}"
                 )
 
     def resume(self, filename, *args, **kwargs):

@@ -282,7 +282,7 @@ def test_resuming_on_other_threads_or_processes_is_said(tmp_path):
     change(tmp_path / "epoch_1.pth", lambda c: c["meta"].update(threads=64, processes=8, iter=1))
     _, runner = train(tmp_path, epochs=2, resume=True)
     log = Path(runner.logger._log_file).read_text()
-    assert "a run with 8 processes, this one has 1: its batches and learning rate" in log
+    assert "a run with 8 processes, this one has 1: its batches and their learning" in log
     assert "a run with 64 threads, this one has" in log
     assert "1 iterations in 1 epochs, where an epoch has 3 here: counting goes on from 3" in log
     assert runner.iter == 6
