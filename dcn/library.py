@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -84,7 +85,8 @@ def check_tensors(optional: tuple[str, ...] = (), **tensors: tuple[Tensor | None
     Those named in `optional` may be None.
 
     Raises:
-        TypeError: no tensor, or a dtype that is not supported or not the first one's.
+        TypeError: no dense tensor, or a dtype that is not supported or not the first one's.
+        NotImplementedError: a tensor has a tangent of forward-mode AD.
         ValueError: another number of dimensions, or another device.
     """
     first_name, (first, _) = next(iter(tensors.items()))
@@ -93,6 +95,11 @@ def check_tensors(optional: tuple[str, ...] = (), **tensors: tuple[Tensor | None
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        if tensor.layout != torch.strided or tensor.is_nested:
+            kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+            raise TypeError(f"{name}: expected a dense tensor, got a {kind} one")
+        if _has_tangent(tensor):
+            raise NotImplementedError(f"{name}: dcn operators have no forward-mode derivative")
         if tensor.dim() != dims:
             raise ValueError(f"{name}: expected {dims} dimensions, got shape {tuple(tensor.shape)}")
         if tensor.device != first.device:
@@ -101,6 +108,13 @@ def check_tensors(optional: tuple[str, ...] = (), **tensors: tuple[Tensor | None
             raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}")
         if tensor.dtype != first.dtype and not is_autocast_enabled(first):
             raise TypeError(f"{name}: is {tensor.dtype}, {first_name} is {first.dtype}")
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    """Whether forward-mode AD is on for it; PyTorch would drop the tangent without a word."""
+    if forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def is_autocast_enabled(tensor: Tensor) -> bool:

@@ -1,0 +1,43 @@
+"""Tensors and transforms that the operators refuse: wrong values in silence would be worse."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+import dcn
+
+
+def convolve(x):
+    return dcn.deform_conv2d(x, torch.zeros(1, 18, 6, 6), torch.ones(4, 4, 3, 3), padding=1)
+
+
+def pool(x):
+    return dcn.deform_roi_pool(x, torch.tensor([[0.0, 0, 0, 4, 4]]), 2)
+
+
+OPERATORS = pytest.mark.parametrize("operator", [convolve, pool])
+
+
+@OPERATORS
+def test_forward_mode_derivatives_are_refused(operator):
+    x = torch.rand(1, 4, 6, 6)
+    with pytest.raises(NotImplementedError, match="^input: dcn operators have no forward-mode"):
+        torch.func.jvp(operator, (x,), (torch.ones_like(x),))
+    with forward_ad.dual_level():
+        operator(x)  # nothing to differentiate
+        with pytest.raises(NotImplementedError, match="^input: "):
+            operator(forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+@OPERATORS
+@pytest.mark.parametrize(
+    ("other", "kind"),
+    [
+        (torch.Tensor.to_sparse, "sparse_coo"),
+        (torch.Tensor.to_mkldnn, "_mkldnn"),
+        (lambda x: torch.nested.nested_tensor([x[0]]), "nested"),
+    ],
+)
+def test_what_is_no_dense_tensor_is_refused_by_name(operator, other, kind):
+    with pytest.raises(TypeError, match=f"^input: expected a dense tensor, got a {kind} one"):
+        operator(other(torch.rand(1, 4, 6, 6)))
