@@ -21,11 +21,11 @@ OPERATORS = pytest.mark.parametrize("operator", [convolve, pool])
 @OPERATORS
 def test_forward_mode_derivatives_are_refused(operator):
     x = torch.rand(1, 4, 6, 6)
-    with pytest.raises(NotImplementedError, match="^input: dcn operators have no forward-mode"):
+    with pytest.raises(NotImplementedError, match=r"^input: dcn operators have no forward-mode"):
         torch.func.jvp(operator, (x,), (torch.ones_like(x),))
     with forward_ad.dual_level():
         operator(x)  # nothing to differentiate
-        with pytest.raises(NotImplementedError, match="^input: "):
+        with pytest.raises(NotImplementedError, match=r"^input: "):
             operator(forward_ad.make_dual(x, torch.ones_like(x)))
 
 
