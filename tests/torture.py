@@ -82,7 +82,7 @@ class Training:
     """tools/train.py with so many processes, in the folder of its data."""
 
     def __init__(self, data, processes):
-        self.data, self.processes = data, processes
+        self.data, self.processes, self.training = data, processes, 0
         self.name = f"train.py, {processes} process{'es' * (processes > 1)}"
 
     def start(self, folder):
@@ -105,9 +105,10 @@ class Training:
         if moment == "any":
             _sleep(run, rng.uniform(0, whole))
             return
-        while run.running() and not (folder / ".training").exists():
+        before = _training_since(folder)
+        while run.running() and _training_since(folder) == before:
             time.sleep(0.01)
-        _sleep(run, rng.uniform(0, whole / 2))
+        _sleep(run, rng.uniform(0, self.training / 2))
         if moment == "training":
             return
         before = _saved(folder)
@@ -128,6 +129,8 @@ class Training:
 
     def outcome(self, folder):
         """Everything that has to be the same."""
+        last = max(folder.glob("epoch_*.pth"), key=lambda path: path.stat().st_mtime)
+        self.training = self.training or last.stat().st_mtime - _training_since(folder)
         found = {"files": sorted(p.name for p in folder.iterdir() if ".pth" in p.name)}
         for file in sorted(folder.glob("*/vis_data/scalars.json")):
             for line in file.read_text().splitlines():
@@ -138,7 +141,6 @@ class Training:
                 for key in ("loss", "coco/bbox_mAP"):
                     if key in values:
                         found.setdefault(f"{key} at {values['step']}", set()).add(values[key])
-        (last,) = folder.glob("epoch_*.pth")
         checkpoint = torch.load(last, weights_only=True)
         found |= {f"weight {name}": w for name, w in checkpoint["state_dict"].items()}
         for index, state in checkpoint["optimizer"]["state"].items():
@@ -181,6 +183,12 @@ def _sleep(run, seconds):
     end = time.monotonic() + seconds
     while run.running() and time.monotonic() < end:
         time.sleep(0.005)
+
+
+def _training_since(folder):
+    """When the training in a folder took its lock."""
+    lock = folder / ".training"
+    return lock.stat().st_mtime if lock.exists() else 0
 
 
 def _saved(folder):
