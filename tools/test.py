@@ -11,6 +11,7 @@ from dcndet.data.errors import DataError
 from dcndet.models.engine.cli import (
     config_parser,
     existing_checkpoint,
+    in_work_dir,
     load_config,
     one_line_errors,
 )
@@ -39,13 +40,14 @@ def main():
     if args.data is not None:
         use_data(cfg, args.data, train=False)
     cfg.load_from = existing_checkpoint(args.checkpoint)
-    evaluate(
-        cfg,
-        out=args.out,
-        show_dir=args.show_dir,
-        show_score_thr=args.show_score_thr,
-        amp=amp_dtype(args.amp) if args.amp else None,
-    )
+    with in_work_dir(cfg.work_dir):
+        evaluate(
+            cfg,
+            out=args.out,
+            show_dir=args.show_dir,
+            show_score_thr=args.show_score_thr,
+            amp=amp_dtype(args.amp) if args.amp else None,
+        )
 
 
 if __name__ == "__main__":

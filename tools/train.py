@@ -55,8 +55,13 @@ def main():
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else existing_checkpoint(args.resume)
 
-    with in_work_dir(cfg.work_dir):
-        Runner.from_cfg(cfg).train()
+    try:
+        with in_work_dir(cfg.work_dir):
+            Runner.from_cfg(cfg).train()
+    except KeyboardInterrupt as interrupt:
+        kept = any(Path(cfg.work_dir).glob("*.pth"))
+        then = f"--resume goes on from the newest checkpoint in {cfg.work_dir}"
+        raise KeyboardInterrupt(then if kept else "no checkpoint was written yet") from interrupt
 
 
 if __name__ == "__main__":

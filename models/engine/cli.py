@@ -128,7 +128,7 @@ def one_line_errors(*types):
 
 @contextmanager
 def in_work_dir(work_dir):
-    """Name ``work_dir`` in errors of writing that name no file, and in the line after Ctrl-C.
+    """Name ``work_dir`` where writing fails and the error names no file.
 
     Raises:
         EngineError: writing failed.
@@ -139,7 +139,3 @@ def in_work_dir(work_dir):
         if error.filename is not None:
             raise
         raise EngineError(f"cannot write to {work_dir}: {error.strerror or error}") from error
-    except KeyboardInterrupt as interrupt:
-        kept = any(Path(work_dir).glob("*.pth"))
-        then = f"--resume goes on from the newest checkpoint in {work_dir}"
-        raise KeyboardInterrupt(then if kept else "no checkpoint was written yet") from interrupt
