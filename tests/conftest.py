@@ -13,7 +13,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 import dcn
-from tests.dcn.interpreter import mend_bfloat16
+from tests.dcn import interpreter
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # pytest -n: a core for each
     torch.set_num_threads(1)
@@ -47,12 +47,32 @@ def kernels(interpreted):
     if not interpreted:
         yield
         return
-    mend_bfloat16()
+    interpreter.prepare()
     library = torch.library.Library("dcn", "IMPL")
     for name in dcn.triton.OPERATORS:
         library.impl(name, dcn.triton.operator(name), "CPU", allow_override=True)
     yield
     library._destroy()
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def same_bits(device, interpreted, request):
+    """The same call gives the same bits: of a CPU's kernels always, of a GPU's in this mode."""
+    if device == "cuda" or interpreted:
+        request.getfixturevalue("deterministic")
+
+
+@pytest.fixture
+def nondet_tol(device, interpreted):
+    """Of gradcheck in float64; the mode above would have it check the definition of pooling."""
+    return 1e-12 if device == "cuda" or interpreted else 0.0
 
 
 def mmcv_is_compiled() -> bool:

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 
 import dcn
 from dcn.reference import deform_conv as reference_conv
+from tests.dcn import interpreter
 from tests.dcn.definition import (
     assert_conv_is_its_definition,
     assert_pool_is_its_definition,
@@ -18,7 +19,6 @@ from tests.dcn.definition import (
     pool_tensors,
     poolings,
 )
-from tests.dcn.interpreter import mend_bfloat16
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 tl = triton.language
@@ -26,7 +26,6 @@ deform_conv, deform_roi_pool, tuning = (
     importlib.import_module(f"dcn.triton.{name}")
     for name in ("deform_conv", "deform_roi_pool", "tuning")
 )
-mend_bfloat16()
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -39,9 +38,28 @@ needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
 
 
 @pytest.fixture(autouse=True)
+def prepared_interpreter():
+    interpreter.prepare()
+
+
+@pytest.fixture(autouse=True)
 def fixed_tile_sizes(monkeypatch):
     """On a GPU, timing them would take minutes a test: as while a graph is captured."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+
+
+@triton.jit
+def turns_kernel(counter, turns):
+    tl.store(turns + tl.program_id(0), tl.atomic_add(counter, 1))
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU's order is its own")
+def test_the_interpreter_runs_programs_in_random_order():
+    turns = [torch.zeros(9, dtype=torch.int32) for _ in range(2)]
+    for t in turns:
+        turns_kernel[(9,)](torch.zeros(1, dtype=torch.int32), t)
+    assert sorted(turns[0].tolist()) == sorted(turns[1].tolist()) == list(range(9))
+    assert not torch.equal(*turns)
 
 
 def each_dtype(cases, *everywhere):
@@ -119,13 +137,6 @@ def run_conv(case):
 
 def check_conv(case):
     assert_conv_is_its_definition(*run_conv(case), CONV | case, tensor_cores=True)
-
-
-@pytest.fixture
-def deterministic():
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("case", each_dtype(CONVS, torch.float64, torch.bfloat16))
@@ -231,7 +242,8 @@ def test_deterministic_lists_are_in_order(dtype, monkeypatch):
     finally:
         torch.use_deterministic_algorithms(False)
     assert list(map(sorted, ordered)) == list(map(sorted, unordered))
-    assert ordered != unordered
+    if DEVICE == "cpu":  # a GPU may happen upon that order
+        assert ordered != unordered
     for entries in ordered:
         assert sum(a > b for a, b in itertools.pairwise(entries)) <= 3
 
@@ -448,7 +460,8 @@ def test_cuda_graph(monkeypatch):
         leaves["input"].mul_(2)
     graph.replay()
     for a, b in zip(captured, step(), strict=True):
-        torch.testing.assert_close(a, b)
+        # Pooling adds to its input's gradient in any order, and terms cancel.
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * b.abs().max().item())
 
 
 class Kernel:
