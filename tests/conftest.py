@@ -4,7 +4,7 @@
 pytest tests/dcn/test_deform_conv.py tests/dcn/test_deform_roi_pool.py --kernels triton
 """
 
-import importlib
+import importlib.util
 import os
 from pathlib import Path
 
@@ -21,6 +21,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # pytest -n: a core for each
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
+
+
+# A kernel that fails is to fail its test, not to be replaced by the definition.
+os.environ.setdefault("DCN_STRICT", "1")
 
 
 def pytest_addoption(parser):
@@ -53,6 +57,21 @@ def kernels(interpreted):
         library.impl(name, dcn.triton.operator(name), "CPU", allow_override=True)
     yield
     library._destroy()
+
+
+class Everything(dict):
+    """Says of every key that it is there; `get` gives the default."""
+
+    def __contains__(self, key):
+        return True
+
+
+@pytest.fixture(autouse=True)
+def fixed_tile_sizes(monkeypatch):
+    """On a GPU, timing them would take minutes a test."""
+    if torch.cuda.is_available() and importlib.util.find_spec("triton"):
+        tuning = importlib.import_module("dcn.triton.tuning")
+        monkeypatch.setattr(tuning, "_chosen", Everything())
 
 
 @pytest.fixture

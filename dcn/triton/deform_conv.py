@@ -16,7 +16,7 @@ from .deform_conv_kernels import (
     grad_weight_kernel,
     list_samples_kernel,
 )
-from .tuning import dot_precision, index_dtype, launch, multiprocessors, run, size_class
+from .tuning import dot_precision, gpu_model, index_dtype, launch, multiprocessors, run, size_class
 
 # A split of the weight gradient's sum is of at least as many positions.
 MIN_CHUNK = 2048
@@ -168,6 +168,7 @@ def _arguments(
         mask=mask,
         weight=weight.to(input.dtype).contiguous(memory_format=torch.channels_last),
         size_class=size_class(n * out_h * out_w),
+        gpu_model=gpu_model(input),
         positions=n * out_h * out_w,
         pixels=n * h * w,
         h=h,

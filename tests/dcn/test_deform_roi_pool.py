@@ -6,9 +6,10 @@ import shutil
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 import dcn
+
+roi_align = pytest.importorskip("torchvision.ops").roi_align
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 on_devices = pytest.mark.parametrize("device", DEVICES)

@@ -2,11 +2,11 @@
 
 import importlib
 import itertools
+import warnings
 from collections import defaultdict
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
 
 import dcn
 from dcn.reference import deform_conv as reference_conv
@@ -15,9 +15,7 @@ from tests.dcn.definition import (
     assert_conv_is_its_definition,
     assert_pool_is_its_definition,
     conv_tensors,
-    convolutions,
     pool_tensors,
-    poolings,
 )
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
@@ -42,10 +40,9 @@ def prepared_interpreter():
     interpreter.prepare()
 
 
-@pytest.fixture(autouse=True)
-def fixed_tile_sizes(monkeypatch):
-    """On a GPU, timing them would take minutes a test: as while a graph is captured."""
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+@pytest.fixture
+def timed_tile_sizes(monkeypatch):
+    monkeypatch.setattr(tuning, "_chosen", {})
 
 
 @triton.jit
@@ -72,9 +69,18 @@ def each_dtype(cases, *everywhere):
     ]
 
 
-few = settings(
-    max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
-)
+def few(strategy: str, **arguments):
+    """Runs a test on a few cases that hypothesis draws, if it is installed."""
+    try:
+        from hypothesis import HealthCheck, given, settings
+    except ImportError:
+        return pytest.mark.skip(reason="hypothesis is not installed")
+    from tests.dcn import strategies
+
+    checks = list(HealthCheck)
+    run = settings(max_examples=12, deadline=None, suppress_health_check=checks, derandomize=True)
+    return lambda test: run(given(getattr(strategies, strategy)(**arguments))(test))
+
 
 CONV = dict(
     n=2,
@@ -144,8 +150,7 @@ def test_deform_conv2d(case):
     check_conv(case)
 
 
-@few
-@given(case=convolutions(largest=4))
+@few("convolutions", largest=4)
 def test_deform_conv2d_of_any_shape(case):
     check_conv(case)
 
@@ -326,8 +331,7 @@ def test_deform_roi_pool(case):
     check_pool(case)
 
 
-@few
-@given(case=poolings(largest=8))
+@few("poolings", largest=8)
 def test_deform_roi_pool_of_any_shape(case):
     check_pool(case)
 
@@ -427,17 +431,17 @@ def test_the_newer_setting_of_convolutions_counts_too():
 
 
 @needs_gpu
+@pytest.mark.usefixtures("timed_tile_sizes")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_with_timed_tile_sizes(dtype, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+def test_with_timed_tile_sizes(dtype):
     check_conv(dict(dtype=dtype, c_in=64, c_out=64, size=(9, 9)))
     check_pool(dict(dtype=dtype, channels=64, sampling_ratio=2, seed=1))
 
 
 @needs_gpu
-def test_cuda_graph(monkeypatch):
+@pytest.mark.usefixtures("timed_tile_sizes")
+def test_cuda_graph():
     """Forward and backward are captured once, and replayed on other numbers."""
-    monkeypatch.undo()
     tensors, _ = conv_tensors(CONV | dict(c_in=64, c_out=64, size=(9, 9)))
     leaves = {k: t.to(DEVICE).requires_grad_() for k, t in tensors.items()}
     rois = torch.tensor([[0, 1.0, 1.0, 8.0, 7.0], [1, 0.0, 2.0, 5.0, 9.0]], device=DEVICE)
@@ -467,7 +471,7 @@ def test_cuda_graph(monkeypatch):
 class Kernel:
     """Remembers how it was run."""
 
-    arg_names, keys = ("x", "n", "BLOCK"), ("n",)
+    arg_names, keys, reset_to_zero = ("x", "n", "BLOCK"), ("n",), ("x",)
     configs = tuple(triton.Config({"BLOCK": size}, num_warps=4) for size in (16, 24, 32))
     best_config = configs[1]
 
@@ -480,6 +484,14 @@ class Kernel:
         return lambda **taken: self.runs.append("timed")
 
 
+def raising(error):
+    def run(**taken):
+        raise error
+
+    return run
+
+
+@pytest.mark.usefixtures("timed_tile_sizes")
 @pytest.mark.parametrize(
     ("interpret", "deterministic", "capturing", "dtype", "expected"),
     [
@@ -504,3 +516,52 @@ def test_what_is_timed(interpret, deterministic, capturing, dtype, expected, mon
         monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
         tuning.launch(kernel, None, arguments)
         assert kernel.runs == ["timed", 24, 16, 16]
+
+
+@pytest.mark.usefixtures("timed_tile_sizes")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 256.00 MiB."),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+)
+def test_without_memory_to_time_in_the_fixed_tile_size_serves(error, monkeypatch):
+    class Timed(Kernel):
+        def __getitem__(self, grid):
+            def run(x, n):
+                x.add_(1)
+                raise error
+
+            return run
+
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    kernel, x = Timed(), torch.zeros(1)
+    with pytest.warns(UserWarning, match="no memory is left"):
+        tuning.launch(kernel, None, dict(x=x, n=3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tuning.launch(kernel, None, dict(x=x, n=3))
+    assert kernel.runs == [16, 16]
+    assert not x.any()  # what is added up starts at zero again
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        triton.runtime.errors.OutOfResources(2, 1, "shared memory"),
+        triton.runtime.errors.PTXASError("no such instruction"),
+        triton.compiler.errors.CompilationError("x = 1", None, "no such thing"),
+        RuntimeError("Triton Error [CUDA]: invalid device function"),
+    ],
+)
+def test_a_kernel_that_fails_is_told_from_other_errors(error):
+    kernel = Kernel()
+    kernel.fn = {None: raising(error)}
+    with pytest.raises(dcn.triton.KernelError, match=type(error).__name__) as raised:
+        tuning.launch(kernel, None, dict(x=torch.zeros(1), n=3))
+    assert raised.value.__cause__ is error
+    kernel.fn[None] = raising(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(torch.OutOfMemoryError):
+        tuning.launch(kernel, None, dict(x=torch.zeros(1), n=3))
