@@ -375,6 +375,8 @@ def test_64_bit_indices(monkeypatch):
 
 def test_more_than_2_to_31_elements():
     """On a CPU only the pages that are touched take memory; a GPU needs 9 GB."""
+    if DEVICE == "cuda" and torch.cuda.mem_get_info()[0] < 10e9:
+        pytest.skip("not 10 GB of memory free")
     h = w = 12_000
     x = torch.empty(1, 16, h, w, device=DEVICE, memory_format=torch.channels_last)
     x[0, :, h - 1, w - 1] = torch.arange(16.0)
