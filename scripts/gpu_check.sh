@@ -12,7 +12,7 @@ config=configs/quickstart/faster-rcnn_r18_fpn_mdconv_mdpool_mimic_digits.py
 # A kernel that fails is an error here, and not replaced by plain PyTorch.
 export DCN_STRICT=1 PYTHONPATH=$PWD PYTHONUNBUFFERED=1
 
-gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())') || exit 1
+gpus=$("$python" -c 'import numpy, pytest, torch, triton; print(torch.cuda.device_count())') || exit 1
 if ((gpus == 0)); then
     echo "gpu_check: PyTorch ($python) finds no GPU here" >&2
     exit 1

@@ -100,16 +100,13 @@ def _taken(kernel: triton.runtime.KernelInterface, arguments: dict) -> dict:
     return {name: arguments[name] for name in kernel.arg_names if name in arguments}
 
 
-def size_class(count: int) -> int:
-    """Calls of sizes within a factor of two are of one kind."""
-    return triton.next_power_of_2(count)
+def call_kind(tensor: Tensor, count: int) -> int:
+    """A number for calls that are timed once: of sizes within a factor of two, on one model of GPU.
 
-
-def gpu_model(tensor: Tensor) -> int:
-    """A number for the model of the GPU: another one, if of the same capability, is timed anew."""
-    if not tensor.is_cuda:
-        return 0  # Triton's interpreter
-    return zlib.crc32(torch.cuda.get_device_name(tensor.device).encode()) >> 1
+    Triton's own keys know a GPU's capability alone.
+    """
+    model = torch.cuda.get_device_name(tensor.device) if tensor.is_cuda else "interpreter"
+    return zlib.crc32(f"{model}, {triton.next_power_of_2(count)}".encode()) >> 1
 
 
 def index_dtype(*tensors: Tensor | None) -> tl.dtype:
