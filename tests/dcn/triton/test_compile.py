@@ -87,8 +87,7 @@ def pretended_gpu(tmp_path):
     subprocess.run(["gcc", *flags, HERE / "libcuda.c", "-o", out], check=True)
 
     def run(what: str):
-        folder = str(tmp_path)
-        environment = dict(TRITON_LIBCUDA_PATH=folder, TRITON_CACHE_DIR=folder, DCN_STRICT="0")
+        environment = dict.fromkeys(("TRITON_LIBCUDA_PATH", "TRITON_CACHE_DIR"), str(tmp_path))
         return json.loads(last_line(str(HERE / "pretended_gpu.py"), what, **environment))
 
     return run
@@ -116,8 +115,8 @@ def test_what_is_timed_and_compiled_when(pretended_gpu):
     assert again[-1]["timed"] == 0
 
 
-def test_launches_that_fail(pretended_gpu):
-    """The launches before are compared with their arguments; so are those of the test above."""
+def test_launches(pretended_gpu):
+    """They have their arguments, which the script compares; and what fails of them is told."""
     parts = ["no memory is left to time", "the launch failed"]
     for text, part in zip(pretended_gpu("failures"), sorted(parts * 2), strict=True):
         assert part in text
