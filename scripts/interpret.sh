@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What can be checked of the GPU's kernels without a GPU: the operators' own tests with them, in Triton's
-# interpreter, and that they compile. Takes 15 to 30 minutes on two cores.
+# interpreter, which runs their programs in random order, and that they compile. Takes 15 to 30 minutes
+# on two cores.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ./scripts/setup.sh

@@ -4,7 +4,7 @@
 pytest tests/dcn/test_deform_conv.py tests/dcn/test_deform_roi_pool.py --kernels triton
 """
 
-import importlib
+import importlib.util
 import os
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 import dcn
-from tests.dcn.interpreter import mend_bfloat16
+from tests.dcn import interpreter
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # pytest -n: a core for each
     torch.set_num_threads(1)
@@ -21,6 +21,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # pytest -n: a core for each
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
+
+
+# A kernel that fails is to fail its test, not to be replaced by the definition.
+os.environ.setdefault("DCN_STRICT", "1")
 
 
 def pytest_addoption(parser):
@@ -47,12 +51,47 @@ def kernels(interpreted):
     if not interpreted:
         yield
         return
-    mend_bfloat16()
+    interpreter.prepare()
     library = torch.library.Library("dcn", "IMPL")
     for name in dcn.triton.OPERATORS:
         library.impl(name, dcn.triton.operator(name), "CPU", allow_override=True)
     yield
     library._destroy()
+
+
+class Everything(dict):
+    """Says of every key that it is there; `get` gives the default."""
+
+    def __contains__(self, key):
+        return True
+
+
+@pytest.fixture(autouse=True)
+def fixed_tile_sizes(monkeypatch):
+    """On a GPU, timing them would take minutes a test."""
+    if torch.cuda.is_available() and importlib.util.find_spec("triton"):
+        tuning = importlib.import_module("dcn.triton.tuning")
+        monkeypatch.setattr(tuning, "_chosen", Everything())
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def same_bits(device, interpreted, request):
+    """The same call gives the same bits: of a CPU's kernels always, of a GPU's in this mode."""
+    if device == "cuda" or interpreted:
+        request.getfixturevalue("deterministic")
+
+
+@pytest.fixture
+def nondet_tol(device, interpreted):
+    """Of gradcheck in float64; the mode above would have it check the definition of pooling."""
+    return 1e-12 if device == "cuda" or interpreted else 0.0
 
 
 def mmcv_is_compiled() -> bool:

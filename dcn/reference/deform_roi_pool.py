@@ -135,8 +135,8 @@ class _Pooling:
 
     def _sum_bins(self, value: Tensor) -> Tensor:
         """[T] -> [K, ph, pw]."""
-        total = torch.segment_reduce(value, "sum", lengths=self.samples, initial=0, unsafe=True)
-        return total.view(self.shape)
+        total = value.new_zeros(self.samples.numel())
+        return total.index_add_(0, self.bin, value).view(self.shape)
 
 
 def image_index(rois: Tensor, num_images: int) -> Tensor:

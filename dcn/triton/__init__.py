@@ -6,6 +6,7 @@ Triton compiles them when they are first called, and is imported no earlier.
 import functools
 import importlib
 import importlib.util
+import os
 import subprocess
 import warnings
 from collections.abc import Callable
@@ -21,17 +22,52 @@ OPERATORS = {
 }
 
 
+# Compute capabilities below this run the definition; tests compile the kernels from here to 12.0.
+OLDEST = (7, 5)
+
+# Operators of which a kernel has failed.
+_failed: set[str] = set()
+
+
+class KernelError(RuntimeError):
+    """A kernel could not be compiled or launched."""
+
+
 def operator(name: str) -> Callable:
-    """The kernels of an operator; they run on the device of its first tensor."""
+    """The kernels of an operator; they run on the device of its first tensor.
+
+    Once one of them fails to compile or to launch, a warning says so and the definition runs.
+    """
     module, function = OPERATORS[name]
+
+    def of(package: str) -> Callable:
+        return getattr(importlib.import_module(f"{package}.{module}"), function)
 
     def call(*args):
         # Triton launches on the current device.
         with torch.cuda.device_of(args[0]):
-            package = __name__ if not args[0].is_cuda or launches() else "dcn.reference"
-            return getattr(importlib.import_module(f"{package}.{module}"), function)(*args)
+            device = args[0].get_device() if args[0].is_cuda else None
+            if name not in _failed and (device is None or (supports(device) and launches())):
+                try:
+                    return of(__name__)(*args)
+                except KernelError as error:
+                    _replaced_by_the_definition(f"{name} has failed ({error})", error)
+                    _failed.add(name)
+            return of("dcn.reference")(*args)
 
     return call
+
+
+@functools.cache
+def supports(device: int) -> bool:
+    """Whether a GPU is of a compute capability that the kernels are compiled for."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST:
+        gpu = "{} has compute capability {}.{}".format(
+            torch.cuda.get_device_name(device), *capability
+        )
+        _replaced_by_the_definition("{}, and the kernels need {}.{}".format(gpu, *OLDEST))
+    return capability >= OLDEST
 
 
 @functools.cache
@@ -42,14 +78,20 @@ def launches() -> bool:
     try:
         driver.active.get_current_device()
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-        warnings.warn(
-            f"dcn: Triton cannot launch kernels here ({error}), so its operators run on the GPU in "
-            "plain PyTorch, slower. Triton needs a C compiler and Python's headers (Debian, "
-            "Ubuntu: apt install gcc python3-dev)",
-            stacklevel=2,
+        _replaced_by_the_definition(
+            f"Triton cannot launch kernels here ({error}). It needs a C compiler and Python's "
+            "headers (Debian, Ubuntu: apt install gcc python3-dev)",
+            error,
         )
         return False
     return True
+
+
+def _replaced_by_the_definition(reason: str, error: Exception | None = None) -> None:
+    """Warns that the definition runs on the GPU; DCN_STRICT=1 makes an error of it."""
+    if os.environ.get("DCN_STRICT") == "1":
+        raise KernelError(reason) from error
+    warnings.warn(f"dcn: {reason}; plain PyTorch runs instead, slower", stacklevel=2)
 
 
 if importlib.util.find_spec("triton") is not None and torch.version.hip is None:

@@ -16,7 +16,7 @@ from .deform_conv_kernels import (
     grad_weight_kernel,
     list_samples_kernel,
 )
-from .tuning import dot_precision, index_dtype, launch, multiprocessors, run, size_class
+from .tuning import call_kind, dot_precision, index_dtype, launch, multiprocessors, run
 
 # A split of the weight gradient's sum is of at least as many positions.
 MIN_CHUNK = 2048
@@ -167,7 +167,7 @@ def _arguments(
         offset=offset,
         mask=mask,
         weight=weight.to(input.dtype).contiguous(memory_format=torch.channels_last),
-        size_class=size_class(n * out_h * out_w),
+        call_kind=call_kind(input, n * out_h * out_w),
         positions=n * out_h * out_w,
         pixels=n * h * w,
         h=h,

@@ -22,13 +22,13 @@ from .tuning import tile, tuned
 # What changes from image to image: no kernel is compiled anew for a value of it.
 _jit = triton.jit(
     do_not_specialize=[
-        *("size_class", "positions", "pixels", "chunk", "h", "w", "out_h", "out_w"),
+        *("call_kind", "positions", "pixels", "chunk", "h", "w", "out_h", "out_w"),
         *("offset_n", "offset_c", "offset_y", "offset_x", "mask_n", "mask_c", "mask_y", "mask_x"),
         *("grad_offset_n", "grad_offset_c", "grad_offset_y", "grad_offset_x"),
         *("grad_mask_n", "grad_mask_c", "grad_mask_y", "grad_mask_x"),
     ]
 )
-_KIND = ("size_class", "c_in", "c_out", "span", "points", "PRECISION")
+_KIND = ("call_kind", "c_in", "c_out", "span", "points", "PRECISION")
 
 
 @tuned(
@@ -46,7 +46,7 @@ def forward_kernel(
     x, offset, mask,
     # [C_out, K, C_in / groups], [C_out], [N·H_out·W_out, C_out]
     weight, bias, out,
-    size_class, positions, h, w, out_h, out_w,
+    call_kind, positions, h, w, out_h, out_w,
     offset_n, offset_c, offset_y, offset_x, mask_n, mask_c, mask_y, mask_x,
     c_in, c_out, group_in, group_out, span, deform_span, points, kernel_w, geometry,
     MODULATED: tl.constexpr, BIASED: tl.constexpr, PRECISION: tl.constexpr,
@@ -120,7 +120,7 @@ def grad_offset_kernel(
     # [C_out, K, C_in / groups]
     weight,
     grad_offset, grad_mask,
-    size_class, positions, h, w, out_h, out_w,
+    call_kind, positions, h, w, out_h, out_w,
     offset_n, offset_c, offset_y, offset_x, mask_n, mask_c, mask_y, mask_x,
     grad_offset_n, grad_offset_c, grad_offset_y, grad_offset_x,
     grad_mask_n, grad_mask_c, grad_mask_y, grad_mask_x,
@@ -210,7 +210,7 @@ def grad_weight_kernel(
     offset, mask,
     # [splits, C_out, K, C_in / groups]
     grad_weight,
-    size_class, positions, chunk, h, w, out_h, out_w,
+    call_kind, positions, chunk, h, w, out_h, out_w,
     offset_n, offset_c, offset_y, offset_x, mask_n, mask_c, mask_y, mask_x,
     c_in, c_out, group_in, group_out, span, deform_span, points, kernel_w, geometry,
     MODULATED: tl.constexpr, PRECISION: tl.constexpr,
@@ -344,7 +344,7 @@ def grad_input_kernel(
     grad, weight, grad_input,
     # as in list_samples_kernel
     ends, list_position, list_weight,
-    size_class, positions, pixels,
+    call_kind, positions, pixels,
     c_in, c_out, group_in, group_out, span, deform_span, points,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,

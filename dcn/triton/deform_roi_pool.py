@@ -15,10 +15,10 @@ from torch import Tensor
 from ..library import check_roi_pool
 from ..reference import deform_roi_pool as reference
 from ..reference.sampling import compute_dtype, memory_format
-from .tuning import index_dtype, launch, size_class, tile, tuned
+from .tuning import call_kind, index_dtype, launch, tile, tuned
 
-_KIND = ("size_class", "c", "bins", "sampling_ratio", "SHIFTED", "MODULATED")
-_jit = triton.jit(do_not_specialize=["size_class", "images", "h", "w", "sampling_ratio"])
+_KIND = ("call_kind", "c", "bins", "sampling_ratio", "SHIFTED", "MODULATED")
+_jit = triton.jit(do_not_specialize=["call_kind", "images", "h", "w", "sampling_ratio"])
 
 
 @triton.jit
@@ -117,7 +117,7 @@ def _roi(
 def forward_kernel(
     # [N, H, W, C], [count, 5], [count, 2, bins], [count, bins], [count, C, bins]
     x, rois, offset, mask, out,
-    size_class, images, h, w, sampling_ratio,
+    call_kind, images, h, w, sampling_ratio,
     c, bins, pooled_h, pooled_w, spatial_scale: tl.float64, gamma: tl.float64,
     SHIFTED: tl.constexpr, MODULATED: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_BINS: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -174,7 +174,7 @@ def backward_kernel(
     grad, x, rois, offset, mask,
     # [N, H, W, C], [count, 2, bins], [count, bins]
     grad_input, grad_offset, grad_mask,
-    size_class, images, h, w, sampling_ratio,
+    call_kind, images, h, w, sampling_ratio,
     c, bins, pooled_h, pooled_w, spatial_scale: tl.float64, gamma: tl.float64,
     SHIFTED: tl.constexpr, MODULATED: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_BINS: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -323,7 +323,7 @@ def _arguments(
         rois=rois.contiguous(),
         offset=None if offset is None else offset.contiguous(),
         mask=None if mask is None else mask.contiguous(),
-        size_class=size_class(len(rois)),
+        call_kind=call_kind(input, len(rois)),
         images=n,
         h=h,
         w=w,

@@ -5,12 +5,16 @@ Triton's cache on disk.
 """
 
 import threading
+import warnings
+import zlib
 from collections.abc import Callable
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from . import KernelError
 
 # Configurations by kind of call: a call past the autotuner takes less of the host's time.
 _chosen: dict[tuple, triton.Config] = {}
@@ -54,25 +58,55 @@ def launch(
     ):
         if kind not in _chosen and not torch.cuda.is_current_stream_capturing():
             with _timing:
-                kernel[grid](**taken)
-                _chosen[kind] = kernel.best_config
-            return
+                try:
+                    _start(kernel, grid, taken)
+                    _chosen[kind] = kernel.best_config
+                    return
+                except RuntimeError as error:
+                    if not _out_of_memory(error):
+                        raise
+                _chosen[kind] = config
+            warnings.warn(
+                "dcn: no memory is left to time tile sizes in, so a kernel runs with a fixed one",
+                stacklevel=2,
+            )
+            for name in kernel.reset_to_zero:  # what was timed has added to it
+                taken[name].zero_()
         config = _chosen.get(kind, config)
-    kernel.fn[grid](**taken, **config.all_kwargs())
+    _start(kernel.fn, grid, taken | config.all_kwargs())
 
 
 def run(kernel: triton.runtime.JITFunction, grid: tuple, arguments: dict, **more) -> None:
     """Runs a kernel that is not tuned with those of the arguments that it names."""
-    kernel[grid](**_taken(kernel, arguments | more))
+    _start(kernel, grid, _taken(kernel, arguments | more))
+
+
+def _start(kernel: triton.runtime.KernelInterface, grid: Callable | tuple, taken: dict) -> None:
+    """Raises KernelError where the kernel fails to compile or to launch."""
+    try:
+        kernel[grid](**taken)
+    except Exception as error:
+        if _out_of_memory(error):
+            raise
+        raise KernelError(f"{type(error).__name__}: {error}") from error
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """PyTorch's allocator has a class for it, the driver only a message."""
+    return "out of memory" in str(error)
 
 
 def _taken(kernel: triton.runtime.KernelInterface, arguments: dict) -> dict:
     return {name: arguments[name] for name in kernel.arg_names if name in arguments}
 
 
-def size_class(count: int) -> int:
-    """Calls of sizes within a factor of two are of one kind."""
-    return triton.next_power_of_2(count)
+def call_kind(tensor: Tensor, count: int) -> int:
+    """A number for calls that are timed once: of sizes within a factor of two, on one model of GPU.
+
+    Triton's own keys know a GPU's capability alone.
+    """
+    model = torch.cuda.get_device_name(tensor.device) if tensor.is_cuda else "interpreter"
+    return zlib.crc32(f"{model}, {triton.next_power_of_2(count)}".encode()) >> 1
 
 
 def index_dtype(*tensors: Tensor | None) -> tl.dtype:

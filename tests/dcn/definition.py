@@ -1,15 +1,12 @@
-"""Random calls of the operators, and the comparison of their results with the definition.
+"""Tensors of random calls of the operators, and the comparison of results with the definition.
 
 The definition runs in float64, on the same numbers.
 """
 
 import torch
-from hypothesis import strategies as st
 
 from dcn.reference import deform_conv as reference_conv
 from dcn.reference import deform_roi_pool as reference_pool
-
-every_dtype = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
 
 
 def eighths(shape, gen, reach=4.0, special=True):
@@ -38,11 +35,6 @@ def relaid(tensor, layout):
     if layout == "transposed":
         return tensor.mT.contiguous().mT
     return tensor
-
-
-layouts = st.sampled_from(
-    ["contiguous", "channels_last", "sliced", "sliced_channels_last", "transposed"]
-)
 
 
 def assert_rounded_alike(actual, expected, dtype, terms, name, rounded_terms=False):
@@ -109,33 +101,6 @@ def assert_conv_is_its_definition(tensors, grad, out, grads, geometry, tensor_co
             assert_rounded_alike(grads[name], e, dtype, bound, f"gradient of {name}", rounded)
 
 
-@st.composite
-def convolutions(draw, largest=12):
-    groups = draw(st.sampled_from([1, 1, 2, 3]))
-    deform_groups = draw(st.sampled_from([1, 1, 2, 3]))
-    unit = groups * deform_groups
-    kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    return dict(
-        n=draw(st.integers(0, 3)),
-        c_in=unit * draw(st.integers(1, 24)),
-        c_out=groups * draw(st.integers(1, 40)),
-        size=draw(st.tuples(st.integers(1, largest), st.integers(1, largest))),
-        kernel=kernel,
-        groups=groups,
-        deform_groups=deform_groups,
-        stride=draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
-        # Enough that there is an output.
-        padding=tuple(2 * k for k in kernel),
-        dilation=draw(st.tuples(st.integers(1, 2), st.integers(1, 2))),
-        modulated=draw(st.booleans()),
-        bias=draw(st.booleans()),
-        layout=draw(st.tuples(layouts, layouts)),
-        dtype=draw(every_dtype),
-        threads=draw(st.integers(1, 3)),
-        seed=draw(st.integers(0, 2**31)),
-    )
-
-
 def conv_tensors(case):
     gen = torch.Generator().manual_seed(case["seed"])
     (h, w), (kh, kw) = case["size"], case["kernel"]
@@ -159,24 +124,6 @@ def conv_tensors(case):
         k: t if t is None or t.dim() < 4 else relaid(t, first if k != "offset" else second)
         for k, t in tensors.items()
     }, torch.randn(case["n"], case["c_out"], *out, generator=gen).to(case["dtype"])
-
-
-@st.composite
-def poolings(draw, largest=14):
-    return dict(
-        n=draw(st.integers(1, 2)),
-        channels=draw(st.integers(1, 70)),
-        size=draw(st.tuples(st.integers(1, largest), st.integers(1, largest))),
-        rois=draw(st.integers(0, 6)),
-        output_size=draw(st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]))),
-        sampling_ratio=draw(st.sampled_from([0, 1, 2, 4])),
-        offset=draw(st.booleans()),
-        mask=draw(st.booleans()),
-        layout=draw(st.tuples(layouts, layouts)),
-        dtype=draw(every_dtype),
-        threads=draw(st.integers(1, 3)),
-        seed=draw(st.integers(0, 2**31)),
-    )
 
 
 def pool_tensors(case):

@@ -17,12 +17,11 @@ from tests.dcn.definition import (
     assert_conv_is_its_definition,
     assert_pool_is_its_definition,
     conv_tensors,
-    convolutions,
     eighths,
     pool_tensors,
-    poolings,
     relaid,
 )
+from tests.dcn.strategies import convolutions, poolings
 
 fuzz_calls = runpy.run_path(str(Path(__file__).with_name("fuzz.py")))["run"]
 

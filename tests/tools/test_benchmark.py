@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 import time
 from pathlib import Path
@@ -131,6 +132,21 @@ def test_ops_on_a_gpu(small, gpu, run, monkeypatch):
             assert ("difference" in values) != (name[0] == "F" or "batch" in row["case"])
     assert text.count("| torchvision | – / – | – / – |") == 9
     assert text.count("NotImplementedError: not implemented for 'Half'") == 9 * 2
+
+
+@pytest.mark.usefixtures("small", "gpu", "run")
+def test_what_gpu_check_measures(monkeypatch, tmp_path):
+    """Less, by settings of the benchmark that its code names."""
+    script = (DOCS.parents[1] / "scripts/gpu_check.sh").read_text()
+    code = re.search(r"^benchmark='$(.*?)^'$", script, re.MULTILINE | re.DOTALL)[1]
+    monkeypatch.setattr(ops, "GPU_BATCHES", ops.GPU_BATCHES)  # and back afterwards
+    for name in ("CONV_DTYPES", "POOL_DTYPES"):
+        monkeypatch.setattr(ops, name, dict(getattr(ops, name)))
+    monkeypatch.setattr(sys, "argv", ["-c", str(tmp_path)])
+    exec(code.replace('"20"', '"1"'), {})
+    sections = json.loads((tmp_path / "ops_cuda.json").read_text())["sections"]
+    assert len(sections["convolution"]) == 2 * 3
+    assert len(sections["pooling"]) == 2 * 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -1,7 +1,9 @@
 """The kernels are compiled ahead of time, in processes of their own: here Triton interprets."""
 
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,14 +18,28 @@ import json
 from tools.benchmarks import kernels
 print(json.dumps(kernels.run(every_tile=False, types=kernels.TRAINED_IN)))
 """
+# As kernels.GPUS, which has 8.0 and 9.0.
+OTHER_GPUS = """
+import json
+from tools.benchmarks import kernels
+KB = 1024
+kernels.GPUS = {
+    75: (64 * KB, 64 * KB, 32),
+    86: (100 * KB, 99 * KB, 48),
+    89: (100 * KB, 99 * KB, 48),
+    100: (228 * KB, 227 * KB, 64),
+    120: (100 * KB, 99 * KB, 48),
+}
+print(json.dumps(kernels.run(every_tile=False, types=("bfloat16", "float32"))))
+"""
 
 
 def last_line(*arguments: str, **environment: str) -> str:
-    environment |= {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    inherited = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     run = subprocess.run(
         [sys.executable, *arguments],
         cwd=HERE.parents[2],
-        env=environment,
+        env=inherited | environment,
         capture_output=True,
         text=True,
     )
@@ -48,26 +64,59 @@ def test_trained_types():
         assert row["wide_loads"] >= wide, row
 
 
+@pytest.mark.slow
+def test_every_capability():
+    """The fixed tile sizes compile, and a program has the shared memory that it wants."""
+    rows = json.loads(last_line("-c", OTHER_GPUS))
+    assert len(rows) == 2 * 5 * 10
+    assert all(row["programs"] > 0 for row in rows), rows
+
+
 def test_unusual_arguments():
     assert last_line(str(HERE / "unusual_calls.py")) == str(3 * 6 + 2)
 
 
+@pytest.fixture
+def pretended_gpu(tmp_path):
+    """Runs pretended_gpu.py, with what Triton caches in `tmp_path`, and reads what it prints."""
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc, which Triton's launcher is built with")
+    include = importlib.util.find_spec("triton.backends.nvidia").submodule_search_locations[0]
+    flags = ["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-I", f"{include}/include"]
+    out = tmp_path / "libcuda.so.1"
+    subprocess.run(["gcc", *flags, HERE / "libcuda.c", "-o", out], check=True)
+
+    def run(what: str):
+        environment = dict.fromkeys(("TRITON_LIBCUDA_PATH", "TRITON_CACHE_DIR"), str(tmp_path))
+        return json.loads(last_line(str(HERE / "pretended_gpu.py"), what, **environment))
+
+    return run
+
+
 @pytest.mark.slow
-def test_what_is_timed_and_compiled_when(tmp_path):
+def test_what_is_timed_and_compiled_when(pretended_gpu):
     """Once for each kind of call, not for each size of image; and never in the next process."""
-    script = str(HERE / "pretended_gpu.py")
-    first, *others = json.loads(last_line(script, TRITON_CACHE_DIR=str(tmp_path)))
+    first, *others = pretended_gpu("timings")
     conv, pool = first, others[0]
     assert conv["timed"] == 4 * 6  # four kernels of six tile sizes
     assert pool["timed"] - conv["timed"] == 2 * 5
-    same_conv, same_pool, larger_conv = others[1:]
+    same_conv, same_pool, larger_conv, other_gpu = others[1:]
     assert same_conv["loaded"] == same_pool["loaded"] == pool["loaded"]
     assert same_pool["timed"] == pool["timed"]
+    # Each kernel once, and that which makes lists twice.
     assert same_conv["launched"] - pool["launched"] == 4 + 2
     assert same_pool["launched"] - same_conv["launched"] == 2
-    # Another class of sizes is timed anew, with what is compiled already.
+    # Another class of sizes is timed anew, with what is compiled already; and so is another GPU.
     assert larger_conv["timed"] - same_pool["timed"] == 4 * 6
-    assert larger_conv["loaded"] == pool["loaded"]
+    assert other_gpu["timed"] - larger_conv["timed"] == 2 * 5
+    assert other_gpu["loaded"] == larger_conv["loaded"] == pool["loaded"]
 
-    again = json.loads(last_line(script, TRITON_CACHE_DIR=str(tmp_path)))
+    again = pretended_gpu("timings")
     assert again[-1]["timed"] == 0
+
+
+def test_launches(pretended_gpu):
+    """They have their arguments, which the script compares; and what fails of them is told."""
+    parts = ["no memory is left to time", "the launch failed"]
+    for text, part in zip(pretended_gpu("failures"), sorted(parts * 2), strict=True):
+        assert part in text

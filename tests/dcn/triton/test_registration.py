@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -34,29 +35,94 @@ def test_a_warning_where_triton_is_not_installed():
     assert run.stderr.count("Triton is not installed") == (torch.version.cuda is not None)
 
 
-@pytest.mark.parametrize("works", [False, True])
-def test_without_a_c_compiler_the_definition_runs_and_a_warning_says_so(works, monkeypatch):
+@pytest.fixture
+def called(monkeypatch):
+    """A fresh process on a GPU where all is well; which of its two operators a call reaches."""
     runtime = pytest.importorskip("triton.runtime", reason="Triton is not installed")
-
-    class Active:
-        def get_current_device(self):
-            if not works:
-                raise RuntimeError("Failed to find C compiler.")
-
-    monkeypatch.setattr(runtime, "driver", SimpleNamespace(active=Active()))
-    dcn.triton.launches.cache_clear()
+    kernels = pytest.importorskip("dcn.triton.deform_conv")
+    active = SimpleNamespace(get_current_device=lambda: 0)
+    monkeypatch.setattr(runtime, "driver", SimpleNamespace(active=active))
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    monkeypatch.setattr(dcn.triton, "_failed", set())
+    monkeypatch.delenv("DCN_STRICT", raising=False)
     called = []
     monkeypatch.setattr(reference, "forward", lambda *args: called.append("reference"))
-    kernels = pytest.importorskip("dcn.triton.deform_conv")
     monkeypatch.setattr(kernels, "forward", lambda *args: called.append("kernels"))
-    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
-    on_gpu = SimpleNamespace(is_cuda=True)
-    try:
-        if works:
-            dcn.triton.operator("deform_conv2d")(on_gpu)
-        else:
-            with pytest.warns(UserWarning, match="Failed to find C compiler"):
-                dcn.triton.operator("deform_conv2d")(on_gpu)
-    finally:
-        dcn.triton.launches.cache_clear()
-    assert called == ["kernels" if works else "reference"]
+    caches = dcn.triton.launches, dcn.triton.supports
+    for cache in caches:
+        cache.cache_clear()
+    yield called
+    for cache in caches:
+        cache.cache_clear()
+
+
+def call():
+    dcn.triton.operator("deform_conv2d")(SimpleNamespace(is_cuda=True, get_device=lambda: 0))
+
+
+def raising(error):
+    def function(*args):
+        raise error
+
+    return function
+
+
+def test_kernels_run(called):
+    call()
+    assert called == ["kernels"]
+
+
+def no_compiler(monkeypatch):
+    from triton.runtime import driver
+
+    error = RuntimeError("Failed to find C compiler.")
+    monkeypatch.setattr(driver.active, "get_current_device", raising(error))
+
+
+def old_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+
+
+def broken_kernel(monkeypatch):
+    from dcn.triton import deform_conv
+
+    error = dcn.triton.KernelError("PTXASError: no such instruction")
+    monkeypatch.setattr(deform_conv, "forward", raising(error))
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (no_compiler, "Failed to find C compiler"),
+        (old_gpu, r"Some GPU has compute capability 7\.0, and the kernels need 7\.5"),
+        (broken_kernel, "deform_conv2d has failed .PTXASError: no such instruction"),
+    ],
+)
+def test_where_kernels_cannot_run_the_definition_does(broken, reason, called, monkeypatch):
+    """A warning says so once; DCN_STRICT=1 makes an error of it."""
+    broken(monkeypatch)
+    monkeypatch.setenv("DCN_STRICT", "1")
+    for _ in range(2):
+        with pytest.raises(dcn.triton.KernelError, match=reason):
+            call()
+    monkeypatch.delenv("DCN_STRICT")
+    with pytest.warns(UserWarning, match=reason):
+        call()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call()
+    assert called == ["reference"] * 2
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), ValueError()])
+def test_other_errors_are_raised(error, called, monkeypatch):
+    from dcn.triton import deform_conv
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deform_conv, "forward", raising(error))
+        with pytest.raises(type(error)):
+            call()
+    call()
+    assert called == ["kernels"]

@@ -1,0 +1,54 @@
+"""Random calls of the operators, as hypothesis draws them."""
+
+import torch
+from hypothesis import strategies as st
+
+every_dtype = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
+layouts = st.sampled_from(
+    ["contiguous", "channels_last", "sliced", "sliced_channels_last", "transposed"]
+)
+
+
+@st.composite
+def convolutions(draw, largest=12):
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    deform_groups = draw(st.sampled_from([1, 1, 2, 3]))
+    unit = groups * deform_groups
+    kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    return dict(
+        n=draw(st.integers(0, 3)),
+        c_in=unit * draw(st.integers(1, 24)),
+        c_out=groups * draw(st.integers(1, 40)),
+        size=draw(st.tuples(st.integers(1, largest), st.integers(1, largest))),
+        kernel=kernel,
+        groups=groups,
+        deform_groups=deform_groups,
+        stride=draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
+        # Enough that there is an output.
+        padding=tuple(2 * k for k in kernel),
+        dilation=draw(st.tuples(st.integers(1, 2), st.integers(1, 2))),
+        modulated=draw(st.booleans()),
+        bias=draw(st.booleans()),
+        layout=draw(st.tuples(layouts, layouts)),
+        dtype=draw(every_dtype),
+        threads=draw(st.integers(1, 3)),
+        seed=draw(st.integers(0, 2**31)),
+    )
+
+
+@st.composite
+def poolings(draw, largest=14):
+    return dict(
+        n=draw(st.integers(1, 2)),
+        channels=draw(st.integers(1, 70)),
+        size=draw(st.tuples(st.integers(1, largest), st.integers(1, largest))),
+        rois=draw(st.integers(0, 6)),
+        output_size=draw(st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]))),
+        sampling_ratio=draw(st.sampled_from([0, 1, 2, 4])),
+        offset=draw(st.booleans()),
+        mask=draw(st.booleans()),
+        layout=draw(st.tuples(layouts, layouts)),
+        dtype=draw(every_dtype),
+        threads=draw(st.integers(1, 3)),
+        seed=draw(st.integers(0, 2**31)),
+    )
