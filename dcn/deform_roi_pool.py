@@ -91,7 +91,7 @@ def deform_roi_pool(
 
 
 def _check_gamma(gamma: float) -> None:
-    if not math.isfinite(gamma):
+    if not -math.inf < gamma < math.inf:
         raise ValueError(f"gamma: expected a finite number, got {gamma}")
 
 
