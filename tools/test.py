@@ -1,9 +1,12 @@
 #!/usr/bin/env python
 """Evaluate a detector: tools/test.py CONFIG CHECKPOINT."""
 
+import signal
 import sys
 from pathlib import Path
 
+if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # Ctrl-C while it imports: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dcndet.data.custom import use_data
@@ -11,9 +14,9 @@ from dcndet.data.errors import DataError
 from dcndet.models.engine.cli import (
     config_parser,
     existing_checkpoint,
-    in_work_dir,
     load_config,
     one_line_errors,
+    running_in,
 )
 from dcndet.models.engine.evaluation import evaluate
 from dcndet.models.engine.optim import amp_dtype
@@ -40,7 +43,7 @@ def main():
     if args.data is not None:
         use_data(cfg, args.data, train=False)
     cfg.load_from = existing_checkpoint(args.checkpoint)
-    with in_work_dir(cfg.work_dir):
+    with running_in(cfg.work_dir):
         evaluate(
             cfg,
             out=args.out,

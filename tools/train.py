@@ -1,9 +1,12 @@
 #!/usr/bin/env python
 """Train a detector: tools/train.py CONFIG."""
 
+import signal
 import sys
 from pathlib import Path
 
+if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # Ctrl-C while it imports: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
@@ -13,9 +16,9 @@ from dcndet.models.engine import EngineError, Runner
 from dcndet.models.engine.cli import (
     config_parser,
     existing_checkpoint,
-    in_work_dir,
     load_config,
     one_line_errors,
+    running_in,
 )
 from dcndet.models.engine.optim import amp_dtype
 
@@ -56,7 +59,7 @@ def main():
         cfg.load_from = None if args.resume == "auto" else existing_checkpoint(args.resume)
 
     try:
-        with in_work_dir(cfg.work_dir):
+        with running_in(cfg.work_dir):
             Runner.from_cfg(cfg).train()
     except KeyboardInterrupt as interrupt:
         kept = any(Path(cfg.work_dir).glob("*.pth"))

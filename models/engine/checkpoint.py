@@ -13,6 +13,7 @@ import os
 import re
 import zipfile
 from pathlib import Path
+from urllib.parse import urlparse
 
 import torch
 from mmengine.dist import barrier, get_rank
@@ -88,11 +89,12 @@ def _check_checksums(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+            record = archive.testzip()
+        damage = record and f"{record} has another checksum than when it was written"
     except Exception as error:  # zipfile has no type of its own for a damaged file
-        damaged = str(error)
-    if damaged:
-        raise CheckpointError(f"cannot load {path}: it is damaged ({damaged}: wrong checksum)")
+        damage = str(error)
+    if damage:
+        raise CheckpointError(f"cannot load {path}: it is damaged ({damage})")
 
 
 @CheckpointLoader.register_scheme(prefixes="", force=True)
@@ -122,7 +124,11 @@ def load_from_http(url, map_location=None):
         CheckpointError: the download failed, or the file is not a checkpoint that is safe to load.
     """
 
+    cached = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(urlparse(url).path))
+
     def load():
+        if cached.is_file():
+            _check_checksums(cached)
         return torch.hub.load_state_dict_from_url(url, map_location=map_location, weights_only=True)
 
     if get_rank() == 0:
@@ -228,7 +234,7 @@ def _check_values(model, state, source):
     own = model.state_dict()
     rounded = []
     for key, value in state.items():
-        if key not in own or not isinstance(value, torch.Tensor):
+        if key not in own or getattr(value, "shape", None) != own[key].shape:
             continue
         if value.layout != torch.strided or value.is_meta or value.is_complex():
             raise CheckpointError(f"{source}: {key} is no dense tensor of real numbers")
@@ -280,6 +286,7 @@ def check_resumable(checkpoint, source):
     meta, hub = checkpoint["meta"], checkpoint["message_hub"]
     counts = [meta.get(key) for key in ("epoch", "iter")] if isinstance(meta, dict) else []
     state, optimizer = checkpoint["state_dict"], checkpoint["optimizer"]
+    lists = checkpoint.get("param_schedulers", [])
     sound = {
         "meta": counts and all(type(count) is int and count >= 0 for count in counts),
         "message_hub": isinstance(hub, dict)
@@ -289,8 +296,18 @@ def check_resumable(checkpoint, source):
         )
         and all(map(is_history, hub["log_scalars"].values())),
         "state_dict": isinstance(state, dict) and all(isinstance(key, str) for key in state),
-        "optimizer": isinstance(optimizer, dict) and optimizer,
-        "param_schedulers": isinstance(checkpoint.get("param_schedulers", []), list | dict),
+        "optimizer": isinstance(optimizer, dict)
+        and all(
+            isinstance(one, dict) and one.keys() >= {"state", "param_groups"}
+            for one in ([optimizer] if "param_groups" in optimizer else optimizer.values())
+        )
+        and optimizer,
+        "param_schedulers": isinstance(lists, list | dict)
+        and all(
+            isinstance(scheduler, dict)
+            for one in (lists.values() if isinstance(lists, dict) else [lists])
+            for scheduler in one
+        ),
     }
     if unsound := [key for key, good in sound.items() if not good]:
         raise CheckpointError(
@@ -318,40 +335,43 @@ def check_state(optimizer, source):
                 raise CheckpointError(f"cannot resume from {source}: a {name} is not finite")
 
 
-def find_resumable(work_dir):
-    """Path of the newest complete checkpoint of ``work_dir``.
+def find_resumable(*folders, model=None):
+    """Path of the newest checkpoint in the work directory, and other folders, that can serve.
 
     Checkpoints there, and the one that the file ``last_checkpoint`` names, are opened. The newest
     is the one furthest in the latest of the runs that wrote there, by what the files say, not by
-    the clock: a killed run leaves ``last_checkpoint`` one checkpoint behind, or empty.
+    the clock: a killed run leaves ``last_checkpoint`` one checkpoint behind, or empty. One that is
+    incomplete, damaged or, if ``model`` is given, of another model is passed over, and the log says
+    so. The model then has the weights.
 
     Raises:
         CheckpointError: there is none.
     """
-    found, refused = _resumable(work_dir)
+    found, refused = _resumable(folders)
     for path in sorted(found, key=found.get, reverse=True):
         try:
-            _check_checksums(path)
+            checkpoint = load_from_local(path, map_location="cpu")
+            if model is not None:
+                load_weights(model, checkpoint, path, strict=True)
             return str(path)
         except CheckpointError as error:
             refused.append(_refuse(path, error))
     damaged = f" (not {', '.join(refused)})" if refused else ""
-    raise CheckpointError(f"nothing to resume: {work_dir} holds no complete checkpoint{damaged}")
+    raise CheckpointError(f"nothing to resume: {folders[0]} holds no complete checkpoint{damaged}")
 
 
-def latest_run(work_dir):
-    """Number of the latest of the runs that left checkpoints in ``work_dir``; 0 if none did.
+def latest_run(*folders):
+    """Number of the latest of the runs that left checkpoints in the folders; 0 if none did.
 
     A run that starts anew has the next number, one that is resumed keeps its own.
     """
-    return max((run for run, *_ in _resumable(work_dir)[0].values()), default=0)
+    return max((run for run, *_ in _resumable(folders)[0].values()), default=0)
 
 
-def _resumable(work_dir):
+def _resumable(folders):
     """What can be resumed from, as {path: (run, iteration, whether evaluated)}; what cannot."""
-    work_dir = Path(work_dir)
-    candidates = set(work_dir.glob("*.pth"))
-    pointer = work_dir / "last_checkpoint"
+    candidates = {path for folder in folders for path in Path(folder).glob("*.pth")}
+    pointer = Path(folders[0], "last_checkpoint")
     if pointer.is_file():
         named = os.fsdecode(pointer.read_bytes()).strip()
         if named and os.path.isfile(named):

@@ -116,19 +116,15 @@ def one_line_errors(*types):
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {where}{error.strerror or error}")
-    except (KeyboardInterrupt, SyntaxError) as error:
-        # mmengine makes a SyntaxError of whatever stops it while it formats a config.
-        interrupt = error if isinstance(error, KeyboardInterrupt) else error.__context__
-        if not isinstance(interrupt, KeyboardInterrupt):
-            raise
+    except KeyboardInterrupt as interrupt:
         print(f"\nstopped; {interrupt}" if str(interrupt) else "\nstopped", file=sys.stderr)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
 
 
 @contextmanager
-def in_work_dir(work_dir):
-    """Name ``work_dir`` where writing fails and the error names no file.
+def running_in(work_dir):
+    """Name ``work_dir`` where writing fails and the error names no file; keep Ctrl-C what it is.
 
     Raises:
         EngineError: writing failed.
@@ -139,3 +135,7 @@ def in_work_dir(work_dir):
         if error.filename is not None:
             raise
         raise EngineError(f"cannot write to {work_dir}: {error.strerror or error}") from error
+    except SyntaxError as error:  # mmengine's for whatever stops it while it formats a config
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise

@@ -1,7 +1,9 @@
 """Training hooks: seeds by epoch, NaN stops the run, checkpoints outlive their successors."""
 
 import functools
+import itertools
 import math
+import re
 from pathlib import Path
 
 import mmengine.hooks
@@ -115,10 +117,10 @@ class NonFiniteHook(Hook):
             handle.remove()
 
     def _check_output(self, name, module, inputs, output):
-        if not all(x.isfinite().all() for x in tree_leaves(output) if isinstance(x, torch.Tensor)):
+        if any(x.isnan().any() for x in tree_leaves(output) if isinstance(x, torch.Tensor)):
             raise NonFiniteError(
-                f"in evaluation {name} computes values that are not finite, from the weights after "
-                f"{self.where}; a lower learning rate may help"
+                f"in evaluation {name} computes NaN, from the weights after {self.where}; a lower "
+                "learning rate may help"
             )
 
     def before_save_checkpoint(self, runner, checkpoint):
@@ -154,8 +156,10 @@ class MissedValidationHook(Hook):
         loop._decide_current_val_interval()
         due = done % loop.val_interval == 0 or done >= last
         if due and runner.message_hub.runtime_info.get(EVALUATED) != runner.iter:
-            # As in the epoch that was stopped; the next one sets it anew.
-            runner.message_hub.update_info("epoch", runner.epoch - 1)
+            # As in the evaluation that was stopped; training sets them anew.
+            runner.message_hub.update_info("iter", runner.iter - 1)
+            if not isinstance(loop, IterBasedTrainLoop):
+                runner.message_hub.update_info("epoch", runner.epoch - 1)
             runner.val_loop.run()
 
 
@@ -169,10 +173,22 @@ class PlainValuesHook(Hook):
 
     priority = "LOWEST"  # all others have added to the checkpoint
 
+    def before_train(self, runner):
+        """Look at what is there already, lest the first epoch be in vain."""
+        metainfo = getattr(runner.train_dataloader.dataset, "metainfo", None)
+        self._plain(message_hub=runner.message_hub.state_dict(), metainfo=metainfo)
+
     def before_save_checkpoint(self, runner, checkpoint):
+        lists = checkpoint.get("param_schedulers", [])
+        for scheduler in itertools.chain(*lists.values()) if isinstance(lists, dict) else lists:
+            for key in [key for key, value in scheduler.items() if callable(value)]:
+                del scheduler[key]  # its own, which it has when it is built
+        parts = {k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer")}
+        checkpoint.update(self._plain(**parts))
+
+    def _plain(self, **parts):
         try:
-            for key in ("meta", "message_hub"):
-                checkpoint[key] = to_plain(checkpoint[key], key)
+            return {key: to_plain(part, key) for key, part in parts.items()}
         except TypeError as error:
             raise CheckpointError(f"cannot write a checkpoint: {error}") from error
 
@@ -195,12 +211,13 @@ class DataCheckHook(Hook):
         """Raise EngineError with both numbers of classes and the key of the config."""
         if runner.val_loop is not None:
             self._ask_metrics(runner.val_loop)
-        classes = getattr(runner.train_dataloader.dataset, "metainfo", {}).get("classes")
+        metainfo = getattr(runner.train_dataloader.dataset, "metainfo", {})
+        classes = metainfo.get("thing_classes", metainfo.get("classes"))
         if classes is None:
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         for name, module in model.named_modules():
-            if not name.endswith(("head", "head.0", "head.1", "head.2")) or "rpn" in name:
+            if not re.search(r"(^|\.)(bbox|mask)_head(\.\d+)?$", name):
                 continue
             count = getattr(module, "num_classes", len(classes))
             if count != len(classes):
@@ -241,7 +258,7 @@ class _LateRemoval(LocalBackend):
         return Path(filepath).resolve().parent == self.folder and super().isfile(filepath)
 
     def isdir(self, filepath):
-        return Path(filepath).resolve().parent == self.folder and super().isdir(filepath)
+        return False  # checkpoints are files
 
     def remove(self, filepath):
         names = self.info.get_info(OUTDATED, [])
@@ -269,7 +286,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         super().before_train(runner)
         self.file_backend = _LateRemoval(self.out_dir, runner.message_hub)
         if runner.rank == 0:
-            for path in Path(self.out_dir).glob("*.pth.tmp"):
+            for path in filter(Path.is_file, Path(self.out_dir).glob("*.pth.tmp")):
                 path.unlink()
                 runner.logger.info(f"{path}, left half written, is removed")
             if runner.goes_on:

@@ -14,12 +14,13 @@ from .errors import EngineError
 def only_training(work_dir):
     """Hold the lock of ``work_dir``; the system lets go of it when the process ends, however.
 
-    The lock is flock's, which Linux's NFS passes on to its server.
+    The lock is flock's, which Linux's NFS passes on to its server. Data workers do not keep it.
 
     Raises:
         EngineError: another process holds it; the message names it.
     """
     with Path(work_dir, ".training").open("a+") as file:
+        os.register_at_fork(after_in_child=file.close)
         if not lock_descriptor(file.fileno(), blocking=False):
             file.seek(0)
             raise EngineError(f"{work_dir}: another training writes there ({file.read().strip()})")

@@ -2,7 +2,7 @@
 
 ``torch.load(weights_only=True)`` reads plain values as they are. For older checkpoints, where
 mmengine pickled its histories with numpy's arrays and numbers, :data:`STAND_INS` read those
-pickles: nothing of numpy's is ever called with what a file holds.
+pickles: they take numbers, and the bytes of numbers, and call nothing that a file names.
 """
 
 import pickle
@@ -14,32 +14,45 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 
-def to_plain(value, name):
+def to_plain(value, name, known=None):
     """``value`` with numpy's values as Python's or tensors and each HistoryBuffer as a dict.
 
     Args:
         value: What is to be saved: dicts, sequences, tensors, numbers, strings, None.
         name (str): What errors call it.
+        known (dict, optional): What came of parts that are met again, by their identity.
 
     Raises:
         TypeError: it holds an object that could not be read again; the message names its key.
     """
+    known = {} if known is None else known
+    if id(value) not in known:
+        known[id(value)] = value, _to_plain(value, name, known)  # kept, so that no id comes twice
+    return known[id(value)][1]
+
+
+def _to_plain(value, name, known):
     if isinstance(value, HistoryBuffer):
         values, counts = (torch.from_numpy(np.asarray(part)) for part in value.data)
         return {"values": values, "counts": counts, "max_length": value.max_length}
     if isinstance(value, Mapping):
-        return {key: to_plain(inner, f"{name}.{key}") for key, inner in value.items()}
+        return {key: to_plain(inner, f"{name}.{key}", known) for key, inner in value.items()}
     if isinstance(value, list | tuple | set):
-        inner = [to_plain(inner, f"{name}[{i}]") for i, inner in enumerate(value)]
+        inner = [to_plain(inner, f"{name}[{i}]", known) for i, inner in enumerate(value)]
         return type(value)(inner) if type(value) in (tuple, set) else inner
-    if isinstance(value, np.generic):
-        return value.item()
     if isinstance(value, _Array):
         value = value.values
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return torch.from_numpy(value.copy())
-    for plain in (bool, int, float, str):
-        if isinstance(value, plain):
+        return torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
+    if isinstance(value, _DType):
+        return value.numpy.str
+    for kinds, plain in (
+        ((bool, np.bool_), bool),
+        ((int, np.integer), int),
+        ((float, np.floating), float),
+        (str, str),
+    ):
+        if isinstance(value, kinds):
             return plain(value)
     if value is None or isinstance(value, torch.Tensor | bytes):
         return value
@@ -56,7 +69,7 @@ def is_history(value):
 
 
 def from_plain(log_scalars):
-    """The histories of a message hub by name, each a HistoryBuffer again."""
+    """The histories of a message hub by name, each a HistoryBuffer again; others are left out."""
     return {
         name: HistoryBuffer(*value.data, value.max_length)
         if isinstance(value, _History)
@@ -64,6 +77,7 @@ def from_plain(log_scalars):
             value["values"].cpu().numpy(), value["counts"].cpu().numpy(), value["max_length"]
         )
         for name, value in log_scalars.items()
+        if is_history(value)
     }
 
 
@@ -82,11 +96,13 @@ class _DType:
     def read(self, data):
         if not isinstance(data, bytes):
             raise pickle.UnpicklingError("Unsupported global: GLOBAL numpy data that is not bytes")
-        return np.frombuffer(data, self.numpy).astype(self.numpy.newbyteorder("="))
+        return np.frombuffer(data, self.numpy).astype(self.numpy.newbyteorder("="), copy=False)
 
 
 class _Array:
     """In place of numpy.ndarray: made by ``_reconstruct``, filled with the state that follows."""
+
+    values = np.zeros(0)
 
     def __init__(self, *arguments):
         raise pickle.UnpicklingError("Unsupported global: GLOBAL numpy.ndarray, called")
@@ -105,11 +121,14 @@ def _scalar(dtype, data):
 
 
 class _History(HistoryBuffer):
-    """In place of HistoryBuffer."""
+    """In place of HistoryBuffer: filled with two arrays."""
+
+    def __init__(self, *arguments):
+        raise pickle.UnpicklingError("Unsupported global: GLOBAL HistoryBuffer, called")
 
     def __setstate__(self, state):
         values, counts = state["_log_history"].values, state["_count_history"].values
-        super().__init__(values, counts, state["max_length"])
+        HistoryBuffer.__init__(self, values, counts, state["max_length"])
 
 
 def _method(owner, name):

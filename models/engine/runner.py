@@ -3,13 +3,13 @@
 import io
 import logging
 import os
-from contextlib import nullcontext, redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 
 import mmengine.runner
 import torch
 from mmengine.device import get_device
-from mmengine.dist import is_distributed, master_only
+from mmengine.dist import broadcast_object_list, is_distributed, master_only
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
@@ -18,6 +18,7 @@ from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop
 from .checkpoint import check_resumable, check_state, find_resumable, latest_run, load_weights
 from .errors import CheckpointError, EngineError
 from .hooks import (
+    CheckpointHook,
     DataCheckHook,
     EpochSeedHook,
     MissedValidationHook,
@@ -186,28 +187,44 @@ class Runner(mmengine.runner.Runner):
         """
         self._fine_tuning = not self._resume
         self._schedule = self.param_schedulers
-        with only_training(self.work_dir) if self.rank == 0 else nullcontext():
+        with ExitStack() as stack:
+            refusal = [""]
+            if self.rank == 0:
+                try:
+                    stack.enter_context(only_training(self.work_dir))
+                except EngineError as error:
+                    refusal = [str(error)]
+            broadcast_object_list(refusal)
+            if refusal[0]:
+                raise EngineError(refusal[0])
             return super().train()
 
     def build_train_loop(self, loop):
-        loop = super().build_train_loop(loop)
-        if loop.max_iters < 1:
+        try:
+            loop = super().build_train_loop(loop)
+        except AssertionError as error:
+            raise EngineError(f"train_cfg: {error}") from error
+        batches, images = len(loop.dataloader), len(loop.dataloader.dataset)
+        if loop.max_iters < 1 or not batches:
             raise EngineError(
-                f"nothing to train: {loop.max_epochs} epochs of {len(loop.dataloader)} batches of "
-                f"{loop.dataloader.batch_size} images"
+                f"nothing to train: {loop.max_iters} iterations, and {batches} batches in the "
+                f"training set of {images} images"
             )
-        if loop.val_interval < 1:
-            raise EngineError(
-                f"train_cfg.val_interval is {loop.val_interval}; at least 1 is needed"
-            )
+        intervals = [loop.val_interval, *loop.dynamic_intervals]
+        if not all(isinstance(interval, int) and interval > 0 for interval in intervals):
+            raise EngineError(f"train_cfg: evaluation every {intervals[0]!r} epochs or iterations")
         return loop
 
     def load_or_resume(self):
         self.goes_on = self._resume and self._load_from is None and not self._has_loaded
+        # As CheckpointHook has it, which knows its folder only when training begins.
+        outside = [h.out_dir for h in self.hooks if isinstance(h, CheckpointHook) and h.out_dir]
+        folders = [self.work_dir, *(Path(o, Path(self.work_dir).name) for o in outside)]
         if self.goes_on:
-            self._load_from = find_resumable(self.work_dir)
+            model = self.model.module if is_model_wrapper(self.model) else self.model
+            self._load_from = find_resumable(*folders, model=model)
         elif not self._has_loaded:
-            self.run_number = latest_run(self.work_dir) + 1
+            self.run_number = latest_run(*folders) + 1
         super().load_or_resume()
 
     def load_checkpoint(self, filename, map_location="cpu", strict=None):

@@ -17,29 +17,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from torch import nn
 
-from tests.engine.toy import build
+from tests.engine.toy import Stop, train
 
 Content = bytes | Callable[[Path], object]
-
-
-class _Stop(Hook):
-    def before_train_epoch(self, runner):
-        if runner.epoch == 1:
-            raise KeyboardInterrupt
 
 
 @functools.cache
 def _file() -> bytes:
     """The first of two epochs."""
     with tempfile.TemporaryDirectory() as folder:
-        runner = build(Path(folder), epochs=2)
-        runner.register_hook(_Stop())
         with contextlib.suppress(KeyboardInterrupt):
-            runner.train()
+            train(Path(folder), epochs=2, hook=Stop())
         return Path(folder, "epoch_1.pth").read_bytes()
 
 
@@ -241,6 +232,8 @@ FILES: dict[str, Content] = {
     "numpy_structured_dtype.pth": whole({"state_dict": {}, "meta": np.dtype("f8,O")}),
     "numpy_objects.pth": whole({"state_dict": {}, "meta": np.array([{}], dtype=object)}),
     "numpy_text.pth": whole({"state_dict": {}, "meta": np.array(["a"])}),
+    "numpy_lists.pth": whole({"state_dict": {}, "meta": Call(HistoryBuffer, ["x", {}], [1, 1])}),
+    "weight_of_a_terabyte.pth": weight(torch.zeros(1).expand(2**38)),
     "numpy_8_gb.pth": whole({"state_dict": {}, "meta": Call(np.ndarray, (10**9,), np.dtype("f8"))}),
     "numpy_short_scalar.pth": whole(
         {"state_dict": {}, "meta": Call(np._core.multiarray.scalar, np.dtype("f8"), b"AA")}
@@ -305,6 +298,9 @@ FILES: dict[str, Content] = {
     "scalars_of_two_lengths.pth": within(
         "message_hub",
         log_scalars={"loss": dict(values=torch.ones(2), counts=torch.ones(3), max_length=9)},
+    ),
+    "info_doubled.pth": changed(
+        message_hub=lambda hub: {**hub, "runtime_info": {**hub["runtime_info"], "x": doubled(60)}}
     ),
     "info_list.pth": within("message_hub", runtime_info=[1]),
     "best_elsewhere.pth": within(

@@ -6,8 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from dcndet.models.engine import (
@@ -16,6 +18,7 @@ from dcndet.models.engine import (
     find_resumable,
 )
 from dcndet.models.engine.hooks import PlainValuesHook
+from dcndet.models.engine.locking import only_training
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
 
@@ -24,6 +27,7 @@ from tests.engine.toy import (
     Falling,
     Score,
     Start,
+    Stop,
     Toy,
     build,
     checkpoints,
@@ -171,6 +175,72 @@ def test_a_pointer_that_names_nothing_is_stepped_over(content, tmp_path):
     assert find_resumable(tmp_path) == str(tmp_path / "epoch_1.pth")
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda content: content["state_dict"].update({"head.bias": torch.full((4,), torch.nan)}),
+        lambda content: content["state_dict"].pop("head.bias"),
+    ],
+)
+def test_weights_that_cannot_serve_are_stepped_over(edit, tmp_path):
+    expected, _ = train(tmp_path / "whole")
+    train(tmp_path / "a", epochs=1)
+    shutil.copy(tmp_path / "a" / "epoch_1.pth", tmp_path / "keep.pth")
+    train(tmp_path / "a", epochs=2, resume=True)
+    shutil.copy(tmp_path / "keep.pth", tmp_path / "a" / "keep.pth")
+    change(tmp_path / "a" / "epoch_2.pth", edit)
+    losses, runner = train(tmp_path / "a", resume=True)
+    assert losses == expected
+    assert "Not resuming from epoch_2.pth" in Path(runner.logger._log_file).read_text()
+
+
+def test_checkpoints_that_lie_elsewhere_are_found(tmp_path):
+    hook = {"type": "CheckpointHook", "out_dir": str(tmp_path / "out")}
+    expected, _ = train(tmp_path / "whole")
+    train(tmp_path / "run", epochs=2, checkpoint=hook)
+    (tmp_path / "run" / "last_checkpoint").write_text("")
+    losses, _ = train(tmp_path / "run", resume=True, checkpoint=hook)
+    assert losses == expected
+
+
+@pytest.mark.parametrize("numbers", [{"total_steps": 9}, {"total_steps": 9, "three_phase": True}])
+def test_schedulers_that_hold_methods_are_saved_without(numbers, tmp_path):
+    schedule = {"type": "OneCycleLR", "eta_max": 0.1, "by_epoch": False, **numbers}
+    expected, _ = train(tmp_path / "whole", schedule=schedule)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "a", schedule=schedule, hook=Stop())
+    losses, _ = train(tmp_path / "a", schedule=schedule, resume=True)
+    assert losses == expected
+
+
+@pytest.mark.parametrize("value", [Path("a"), np.datetime64("2020-01-01"), print])
+def test_what_no_checkpoint_can_hold_is_refused(value, tmp_path):
+    class Adds(Hook):
+        def before_save_checkpoint(self, runner, checkpoint):
+            checkpoint["mine"] = {"a": value}
+
+    with pytest.raises(CheckpointError, match=rf"mine\.a is a {type(value).__name__}, which no"):
+        train(tmp_path, hook=Adds())
+    assert checkpoints(tmp_path) == []
+
+
+def test_the_lock_goes_with_the_process_and_not_with_its_data_workers(tmp_path):
+    forked, tell = os.pipe()
+    with only_training(tmp_path):
+        worker = os.fork()
+        if worker == 0:
+            os.write(tell, b"forked")
+            time.sleep(60)
+            os._exit(0)
+        os.read(forked, 1)
+    try:
+        with only_training(tmp_path):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+
+
 def test_a_damaged_checkpoint_is_stepped_over(tmp_path):
     train(tmp_path, epochs=2)
     shutil.copy(tmp_path / "epoch_2.pth", tmp_path / "keep.pth")
@@ -192,8 +262,9 @@ def test_a_damaged_checkpoint_is_stepped_over(tmp_path):
 def test_contents_that_the_training_cannot_take_are_refused_by_name(edit, tmp_path):
     train(tmp_path, epochs=1)
     change(tmp_path / "epoch_1.pth", edit)
-    with pytest.raises(CheckpointError, match=r"cannot resume from .*epoch_1\.pth: \w+Error: "):
-        train(tmp_path, resume=True)
+    path = str(tmp_path / "epoch_1.pth")
+    with pytest.raises(CheckpointError, match=r"cannot resume from .*epoch_1\.pth: "):
+        train(tmp_path, resume=True, load_from=path)
 
 
 @pytest.mark.parametrize("edit", [lambda c: c.pop("param_schedulers"), odd(param_schedulers=[])])

@@ -37,10 +37,11 @@ def test_every_epoch_augments_differently(workers, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": 0}, "nothing to train: 0 epochs of 3 batches"),
-        ({"epochs": -1}, "nothing to train: -1 epochs"),
-        ({"batch": 7}, "nothing to train: 3 epochs of 0 batches of 7 images"),
-        ({"val_interval": 0}, "val_interval is 0"),
+        ({"epochs": 0}, "nothing to train: 0 iterations, and 3 batches"),
+        ({"epochs": -1}, "nothing to train: -3 iterations"),
+        ({"batch": 7}, "nothing to train: 0 iterations, and 0 batches .* 6 images"),
+        ({"val_interval": 0}, "evaluation every 0 epochs"),
+        ({"epochs": 2.5}, "train_cfg: .*2.5"),
     ],
 )
 def test_a_run_that_would_train_or_evaluate_nothing_is_refused(settings, message, tmp_path):
@@ -153,16 +154,18 @@ def test_more_than_the_skips_that_were_asked_for_stop_the_run(tmp_path):
 def test_heads_of_another_number_of_classes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Images, "metainfo", {"classes": ("cat", "dog")}, raising=False)
     model = Toy()
-    model.head.num_classes = 2
-    model.rpn_head = nn.Linear(1, 1)
-    model.rpn_head.num_classes = 1  # object or not, whatever the classes are
-    model.rpn_head.requires_grad_(False)
+    # For RPN it is object or not, whatever the classes are; semantic heads have others.
+    for name, count in (("bbox_head", 2), ("rpn_head", 1), ("semantic_head", 183)):
+        head = nn.Linear(1, 1).requires_grad_(False)
+        head.num_classes = count
+        setattr(model, name, head)
     train(tmp_path, model=model, epochs=1)
-    model.head.num_classes = 3
+    model.bbox_head.num_classes = 3
     with pytest.raises(EngineError) as error:
         train(tmp_path, model=model)
     assert str(error.value) == (
-        "model.head.num_classes is 3, but the training data has 2 classes (cat, dog): set it to 2"
+        "model.bbox_head.num_classes is 3, but the training data has 2 classes (cat, dog): set it "
+        "to 2"
     )
 
 

@@ -72,6 +72,14 @@ class Falling(Score):
         return {"score": -super().compute_metrics(results)["score"]}
 
 
+class Stop(Hook):
+    """Ctrl-C after the first epoch."""
+
+    def before_train_epoch(self, runner):
+        if runner.epoch == 1:
+            raise KeyboardInterrupt
+
+
 class Start(Hook):
     """Remembers the weights that training starts from."""
 
@@ -95,6 +103,8 @@ def build(
     score=Score,
     val_interval=1,
     schedule=WARM_UP,
+    checkpoint=None,
+    hook=None,
     **kwargs,
 ):
     loader = {
@@ -105,12 +115,12 @@ def build(
         "num_workers": workers,
         "persistent_workers": workers > 0,
     }
-    checkpoint = {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 1}
+    checkpoint = {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 1} | (checkpoint or {})
     if validate:
         kwargs.update(val_dataloader=loader, val_cfg={}, val_evaluator={"type": score})
         checkpoint.update(save_best="score", rule="greater")
     torch.manual_seed(0)  # the runner seeds only after the model is built
-    return Runner(
+    runner = Runner(
         model or Toy(),
         str(work_dir),
         train_dataloader=loader,
@@ -122,6 +132,9 @@ def build(
         experiment_name=uuid.uuid4().hex,
         **kwargs,
     )
+    if hook is not None:
+        runner.register_hook(hook)
+    return runner
 
 
 def train(*args, **kwargs):
