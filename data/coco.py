@@ -172,8 +172,8 @@ class DetectionDataset(CocoDataset):
         good, bad, clipped = sort_boxes(dataset, self.test_mode)
         if bad and self.test_mode:
             raise DataError(
-                f"{name}: evaluation would count {len(bad)} bad boxes as objects. Correct or remove "
-                f"them:{listed(bad)}"
+                f"{name}: evaluation would count {len(bad)} bad boxes as objects. Correct or "
+                f"remove them:{listed(bad)}"
             )
         if bad:
             self._warn(f"dropped {len(bad)} bad boxes:{listed(bad)}")
