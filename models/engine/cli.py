@@ -106,6 +106,8 @@ def one_line_errors(*types):
     Ctrl-C ends the process by the signal, as whoever started it expects, after one line. Any other
     exception keeps its traceback.
     """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # the tools' while they import
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     except (EngineError, *types) as error:

@@ -272,8 +272,9 @@ def test_a_killed_run_goes_on_from_its_checkpoint(fake, capsys):
     said = capsys.readouterr().out
     assert "0 layers, seed 0: trained anew" in said
     assert "holds no complete checkpoint (not epoch_1.pth)" in said
-    checkpoint = {key: {} for key in ("state_dict", "message_hub", "optimizer")}
-    checkpoint["meta"] = dict(time="2026", iter=10)
+    hub = dict(log_scalars={}, runtime_info={}, resumed_keys={})
+    checkpoint = dict(meta=dict(epoch=1, iter=10), state_dict={}, message_hub=hub)
+    checkpoint["optimizer"] = dict(state={}, param_groups=[])
     torch.save(checkpoint, run.folder / "epoch_1.pth")
     [(run, record)] = execute(study, fake)[0]
     assert calls(fake)[2] == "0_layers_seed-0 --resume"

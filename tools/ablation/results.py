@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -72,10 +73,9 @@ def write_record(run: Run, record: Record) -> Record:
 def write_text(path: Path, text: str) -> None:
     """Write a file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{uuid.uuid4()}.part")  # threads may write the same one
     with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
+        print(text, end="", file=file, flush=True)
         os.fsync(file.fileno())
     part.replace(path)
 

@@ -56,7 +56,7 @@ def _train(run: Run, environment: dict[str, str], gpus: int, lock: int) -> Recor
     resume = []
     if any(run.folder.glob("*.pth")):
         try:
-            resume = ["--resume", find_resumable(run.folder)]
+            resume = find_resumable(run.folder) and ["--resume"]
         except CheckpointError as error:
             print(f"{run.name}: trained anew, {error}", flush=True)
     start = time.monotonic()
