@@ -7,6 +7,7 @@ import re
 import runpy
 import statistics
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 
@@ -17,7 +18,15 @@ from scipy import stats
 
 from tools.ablation import running
 from tools.ablation.report import as_text
-from tools.ablation.results import METRICS, Record, curve, make_results, read_log, read_record
+from tools.ablation.results import (
+    METRICS,
+    Record,
+    curve,
+    make_results,
+    read_log,
+    read_record,
+    write_text,
+)
 from tools.ablation.study import Study, StudyError
 from tools.ablation.workspace import Workspace
 
@@ -259,6 +268,13 @@ def test_a_failed_run_stops_nothing_and_is_tried_again(fake):
     ended, workspace = execute(study, fake)
     assert [record.finished for _, record in ended] == [True, True]
     assert len(calls(fake)) == 6
+
+
+def test_two_threads_may_write_the_same_file(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: write_text(tmp_path / "run.json", f"{i}" * 9), range(200)))
+    assert len({*(tmp_path / "run.json").read_text()}) <= 3
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint(fake, capsys):
