@@ -211,8 +211,10 @@ class Runner(mmengine.runner.Runner):
                 f"training set of {images} images"
             )
         intervals = [loop.val_interval, *loop.dynamic_intervals]
-        if not all(isinstance(interval, int) and interval > 0 for interval in intervals):
-            raise EngineError(f"train_cfg: evaluation every {intervals[0]!r} epochs or iterations")
+        if bad := [i for i in intervals if not isinstance(i, int) or i < 1]:
+            raise EngineError(
+                f"train_cfg: val_interval: expected integers from 1 up, got {bad[0]!r}"
+            )
         return loop
 
     def load_or_resume(self):
