@@ -40,7 +40,7 @@ def test_every_epoch_augments_differently(workers, tmp_path):
         ({"epochs": 0}, "nothing to train: 0 iterations, and 3 batches"),
         ({"epochs": -1}, "nothing to train: -3 iterations"),
         ({"batch": 7}, "nothing to train: 0 iterations, and 0 batches .* 6 images"),
-        ({"val_interval": 0}, "val_interval: expected integers from 1 up, got 0"),
+        ({"val_interval": 0}, "val_interval: expected at least 1, got 0"),
         ({"epochs": 2.5}, "train_cfg: .*2.5"),
     ],
 )
