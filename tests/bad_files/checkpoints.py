@@ -29,7 +29,8 @@ Content = bytes | Callable[[Path], object]
 def _file() -> bytes:
     """The first of two epochs."""
     with tempfile.TemporaryDirectory() as folder:
-        with contextlib.suppress(KeyboardInterrupt):
+        quiet = contextlib.redirect_stdout(io.StringIO())
+        with contextlib.suppress(KeyboardInterrupt), quiet:
             train(Path(folder), epochs=2, hook=Stop())
         return Path(folder, "epoch_1.pth").read_bytes()
 
