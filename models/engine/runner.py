@@ -212,9 +212,7 @@ class Runner(mmengine.runner.Runner):
             )
         intervals = [loop.val_interval, *loop.dynamic_intervals]
         if bad := [i for i in intervals if not isinstance(i, int) or i < 1]:
-            raise EngineError(
-                f"train_cfg: val_interval: expected integers from 1 up, got {bad[0]!r}"
-            )
+            raise EngineError(f"train_cfg.val_interval: expected at least 1, got {bad[0]!r}")
         return loop
 
     def load_or_resume(self):
