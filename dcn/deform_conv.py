@@ -45,7 +45,8 @@ def deform_conv2d(
         [N, C_out, H_out, W_out] of the input's dtype; channels-last if the input is.
 
     Raises:
-        TypeError: an argument is not a tensor, or dtypes differ or are not among those above.
+        NotImplementedError: an argument has a tangent of forward-mode AD.
+        TypeError: an argument is not a dense tensor, or dtypes differ or are not among those above.
         ValueError: shapes or devices that do not fit together, or a stride, padding or dilation
             out of range.
 

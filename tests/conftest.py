@@ -5,6 +5,7 @@ pytest tests/dcn/test_deform_conv.py tests/dcn/test_deform_roi_pool.py --kernels
 """
 
 import importlib.util
+import logging
 import os
 from pathlib import Path
 
@@ -125,3 +126,17 @@ def from_mmcv(request):
         return stored[name]
 
     return values
+
+
+@pytest.fixture
+def warnings(request):
+    """The messages that mmengine's current logger receives."""
+    from mmengine.logging import MMLogger  # not installed where the operators alone are tested
+
+    messages = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = MMLogger.get_instance(request.node.name)
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)

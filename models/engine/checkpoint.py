@@ -28,7 +28,7 @@ from mmengine.runner import (
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from .errors import CheckpointError
-from .plain import STAND_INS, is_history
+from .plain import STAND_INS, is_history, is_plain
 from .screen import say
 
 TRAINING_ONLY = "mimic."  # the auxiliary classifier of feature mimicking
@@ -37,9 +37,8 @@ NEARLY_NOTHING = 0.1  # the share of the parameters' values that load_from has t
 OBJECT = re.compile(
     r"GLOBAL (.+?)(?: was not| whose|$)|recognized function (.+)|but got (<.+)", re.M
 )
-EVALUATED = (
-    "evaluated"  # in the message hub: the iteration after which the model was evaluated last
-)
+# In the message hub: the iteration after which the model was evaluated last.
+EVALUATED = "evaluated"
 RESUME_KEYS = ("meta", "state_dict", "message_hub", "optimizer")
 
 
@@ -294,7 +293,8 @@ def check_resumable(checkpoint, source):
             isinstance(hub.get(key), dict)
             for key in ("log_scalars", "runtime_info", "resumed_keys")
         )
-        and all(map(is_history, hub["log_scalars"].values())),
+        and all(map(is_history, hub["log_scalars"].values()))
+        and is_plain(hub),
         "state_dict": isinstance(state, dict) and all(isinstance(key, str) for key in state),
         "optimizer": isinstance(optimizer, dict)
         and all(
@@ -304,9 +304,8 @@ def check_resumable(checkpoint, source):
         and optimizer,
         "param_schedulers": isinstance(lists, list | dict)
         and all(
-            isinstance(scheduler, dict)
+            isinstance(one, list) and all(isinstance(scheduler, dict) for scheduler in one)
             for one in (lists.values() if isinstance(lists, dict) else [lists])
-            for scheduler in one
         ),
     }
     if unsound := [key for key, good in sound.items() if not good]:

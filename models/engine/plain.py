@@ -59,6 +59,15 @@ def _to_plain(value, name, known):
     raise TypeError(f"{name} is a {type(value).__name__}, which no checkpoint can hold safely")
 
 
+def is_plain(value):
+    """Whether :func:`to_plain` can take it; lists that hold themselves it cannot."""
+    try:
+        to_plain(value, "")
+    except (TypeError, RecursionError):
+        return False
+    return True
+
+
 def is_history(value):
     """Whether it is a HistoryBuffer, or what :func:`to_plain` made of one."""
     if not isinstance(value, dict):

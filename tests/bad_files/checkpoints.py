@@ -158,6 +158,13 @@ def doubled(times: int):
     return value
 
 
+def circle():
+    """A list that holds itself."""
+    value = []
+    value.append(value)
+    return value
+
+
 ADDRESS = Call(np.ndarray, (1,), Call(np.dtype, "O"), b"AAAAAAAA")
 CODE = "open('executed', 'w')"
 
@@ -303,6 +310,9 @@ FILES: dict[str, Content] = {
     "info_doubled.pth": changed(
         message_hub=lambda hub: {**hub, "runtime_info": {**hub["runtime_info"], "x": doubled(60)}}
     ),
+    "info_in_itself.pth": changed(
+        message_hub=lambda hub: {**hub, "runtime_info": {**hub["runtime_info"], "x": circle()}}
+    ),
     "info_list.pth": within("message_hub", runtime_info=[1]),
     "best_elsewhere.pth": within(
         "message_hub", runtime_info={"best_ckpt": "/etc/passwd", "outdated": ["../good.pth", 5]}
@@ -335,5 +345,6 @@ FILES: dict[str, Content] = {
     "schedulers_empty.pth": changed(param_schedulers=[]),
     "schedulers_of_numbers.pth": changed(param_schedulers=[1]),
     "schedulers_of_two.pth": changed(param_schedulers=lambda s: [*s, copy.deepcopy(s[0])]),
+    "schedulers_by_name_numbers.pth": changed(param_schedulers={"a": 5}),
     "schedulers_by_name.pth": changed(param_schedulers=lambda s: {"a": s}),
 }

@@ -8,7 +8,6 @@ import csv
 import functools
 import gc
 import json
-import logging
 import re
 import tempfile
 from pathlib import Path
@@ -19,7 +18,6 @@ from dcndet.data.errors import DataError
 from dcndet.data.loading import LoadImageFromFile
 from dcndet.data.voc import convert_voc
 from dcndet.models.engine import CheckpointError, EngineError, load_weights
-from mmengine.logging import MMLogger
 from mmengine.runner import CheckpointLoader
 from PIL import Image
 
@@ -132,18 +130,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(gc, "collect", lambda: 0)
 
 
-@pytest.fixture
-def logged(request):
-    """The warnings that mmengine's current logger receives."""
-    messages = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logger = MMLogger.get_instance(request.node.name)
-    logger.addHandler(handler)
-    yield messages
-    logger.removeHandler(handler)
-
-
 def test_the_table_has_each_file_once():
     made = [(kind, file) for kind, (section, *_) in OPENERS.items() for file in SECTIONS[section]]
     assert sorted((kind, file) for kind, file, _ in ROWS) == sorted(made)
@@ -153,7 +139,7 @@ def test_the_table_has_each_file_once():
 @pytest.mark.parametrize(
     ("kind", "file", "outcome"), ROWS, ids=[f"{kind}-{file}" for kind, file, _ in ROWS]
 )
-def test_outcome(kind, file, outcome, tmp_path, logged, monkeypatch):
+def test_outcome(kind, file, outcome, tmp_path, warnings, monkeypatch):
     monkeypatch.chdir(tmp_path)
     section, opener, refusal = OPENERS[kind]
     path = tmp_path / file
@@ -161,7 +147,7 @@ def test_outcome(kind, file, outcome, tmp_path, logged, monkeypatch):
     expected, _, part = outcome.partition(": ")
     assert expected == "accepted" or part
     try:
-        said = "\n".join(filter(None, [opener(path), *logged]))
+        said = "\n".join(filter(None, [opener(path), *warnings]))
         verdict = "accepted"
     except refusal as error:
         said, verdict = str(error), "refused"

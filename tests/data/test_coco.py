@@ -41,18 +41,6 @@ def coco(tmp_path):
     }
 
 
-@pytest.fixture
-def warnings(request):
-    """The messages that mmengine's current logger receives."""
-    messages = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logger = MMLogger.get_instance(request.node.name)
-    logger.addHandler(handler)
-    yield messages
-    logger.removeHandler(handler)
-
-
 def open_dataset(folder, content, classes=("cat", "dog"), **settings):
     path = folder / "annotations.json"
     if content is not None:
