@@ -187,7 +187,7 @@ def describe(arguments: dict) -> str:
 
 if __name__ == "__main__":
     main()
-    # Python does not wait for the very end of a thread, where PyTorch takes the GIL to free what it kept
-    # for it: the process aborts if the interpreter has ended by then.
+    # Python does not wait for the very end of a thread, where PyTorch takes the GIL to free what it
+    # kept for it: the process aborts if the interpreter has ended by then.
     sys.stdout.flush()
     os._exit(0)
