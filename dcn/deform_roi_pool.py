@@ -1,6 +1,7 @@
 """Deformable RoI pooling, plain (DCNv1) and modulated (DCNv2)."""
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -102,19 +103,21 @@ class DeformRoIPool(nn.Module):
     The RoIs are pooled plainly first; fully connected layers on those features yield the offsets
     and mask logits of a second, deformed pooling (arXiv 1811.11168, section 3.2). The last layers
     start at zero (Δp = 0, Δm = 0.5), the others from a Gaussian of standard deviation 0.01.
+    DCNv1's branch is the last layer alone (`modulated=False, fc_channels=()`).
 
     Args:
         output_size: ph × pw, an int or a pair.
         in_channels: C.
         spatial_scale, sampling_ratio, gamma: as in `deform_roi_pool`.
         modulated: DCNv2 (True) or DCNv1 (False).
-        fc_channels: width of the hidden layers.
+        fc_channels: widths of the hidden layers; an int stands for two of them, () for none.
         shared_fc: True is the paper's branch, `offset_fc`: two hidden layers, then one of 3·ph·pw
             (offsets, then mask logits) or, not modulated, 2·ph·pw. False is mmcv's layout, for
-            its checkpoints: masks come from a branch of their own, `mask_fc`, with one hidden
-            layer. Without modulation the two are the same.
+            its checkpoints: masks come from a branch of their own, `mask_fc`, with the first of
+            the hidden layers. Without modulation the two are the same.
 
-    Shapes: [N, C, H, W] and RoIs [K, 5] -> [K, C, ph, pw].
+    Shapes: [N, C, H, W] and RoIs [K, 5] -> [K, C, ph, pw]. A call may give a `spatial_scale` of its
+    own, so that the levels of a feature pyramid share one branch.
     """
 
     def __init__(
@@ -125,7 +128,7 @@ class DeformRoIPool(nn.Module):
         sampling_ratio: int = 0,
         gamma: float = 0.1,
         modulated: bool = True,
-        fc_channels: int = 1024,
+        fc_channels: int | Sequence[int] = 1024,
         shared_fc: bool = True,
     ) -> None:
         super().__init__()
@@ -136,12 +139,15 @@ class DeformRoIPool(nn.Module):
         self.gamma = gamma
         self.modulated = modulated
         bins = self.output_size[0] * self.output_size[1]
-        hidden = (in_channels * bins, fc_channels, fc_channels)
+        hidden = (fc_channels,) * 2 if isinstance(fc_channels, int) else tuple(fc_channels)
+        widths = (in_channels * bins, *hidden)
         share_masks = modulated and shared_fc
-        self.offset_fc = _mlp(*hidden, (3 if share_masks else 2) * bins)
-        self.mask_fc = _mlp(*hidden[:2], bins) if modulated and not shared_fc else None
+        self.offset_fc = _mlp(*widths, (3 if share_masks else 2) * bins)
+        self.mask_fc = _mlp(*widths[:2], bins) if modulated and not shared_fc else None
 
-    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+    def forward(self, input: Tensor, rois: Tensor, spatial_scale: float | None = None) -> Tensor:
+        scale = self.spatial_scale if spatial_scale is None else spatial_scale
+
         def pool(offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
             return deform_roi_pool(
                 input,
@@ -149,7 +155,7 @@ class DeformRoIPool(nn.Module):
                 self.output_size,
                 offset,
                 mask,
-                self.spatial_scale,
+                scale,
                 self.sampling_ratio,
                 self.gamma,
             )

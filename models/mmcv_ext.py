@@ -1,6 +1,7 @@
 """Stands in for mmcv's compiled operators, ``mmcv._ext``, where mmcv is installed without them.
 
-mmdet imports all of them at start; a detector here calls one, NMS, which torchvision has too.
+mmdet imports all of them at start; a detector here calls two, which torchvision has too: NMS, and
+RoIAlign to crop the masks that Mask R-CNN learns from.
 ``scripts/setup.sh`` copies this file to ``mmcv/_ext.py``, where compiled operators would take
 precedence; importing ``dcndet.models`` registers it where neither is there or the compiled ones do
 not load.
@@ -33,6 +34,41 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     return torchvision.ops.nms(boxes, scores, iou_threshold)
 
 
+def roi_align_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    *,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """RoIAlign, by ``torchvision.ops.roi_align``, written to ``output``; it has no gradient.
+
+    Args:
+        input: [N, C, H, W].
+        rois: [K, 5], (batch index, x1, y1, x2, y2) in pixels of the image.
+        output: [K, C, aligned_height, aligned_width].
+        argmax_y, argmax_x: not used, as only maxima need them.
+        pool_mode: 1 for the mean of a bin's samples; 0, their maximum, is not supported.
+        spatial_scale, sampling_ratio, aligned: as in torchvision.
+
+    Raises:
+        ValueError: another pool_mode.
+    """
+    if pool_mode != 1:
+        raise ValueError("roi_align: pool_mode: expected 'avg'; compiled mmcv operators have 'max'")
+    size = (aligned_height, aligned_width)
+    output.copy_(
+        torchvision.ops.roi_align(input, rois, size, spatial_scale, sampling_ratio, aligned)
+    )
+
+
 def __getattr__(name: str):
     # What asks for a dunder is Python itself, looking at a module.
     if name.startswith("__"):
@@ -41,7 +77,7 @@ def __getattr__(name: str):
     def missing(*args, **kwargs):
         raise RuntimeError(
             f"mmcv's operator {name!r} is not compiled: mmcv is installed without its operators, "
-            "of which the detectors of this repository use none. To compile them (about ten "
+            "of which the detectors of this repository need none. To compile them (about ten "
             "minutes; a C++ compiler, and for a GPU nvcc): ./scripts/setup.sh --mmcv-ops"
         )
 

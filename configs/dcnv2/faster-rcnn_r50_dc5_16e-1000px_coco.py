@@ -1,3 +1,4 @@
+# Written by tools/make_rows.py.
 _base_ = [
     "../_base_/models/faster-rcnn_r50_dc5.py",
     "../_base_/datasets/coco_detection_1000px.py",

@@ -1,3 +1,9 @@
-_base_ = "./faster-rcnn_r50_dc5_16e-1000px_coco.py"
+# Written by tools/make_rows.py.
+_base_ = [
+    "../_base_/models/faster-rcnn_r50_dc5.py",
+    "../_base_/datasets/coco_detection_1000px.py",
+    "../_base_/schedules/schedule_16e.py",
+    "../_base_/default_runtime.py",
+]
 
 model = dict(mimic=dict(on="foreground"))

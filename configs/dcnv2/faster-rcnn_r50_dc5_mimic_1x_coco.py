@@ -1,3 +1,9 @@
-_base_ = "./faster-rcnn_r50_dc5_1x_coco.py"
+# Written by tools/make_rows.py.
+_base_ = [
+    "../_base_/models/faster-rcnn_r50_dc5.py",
+    "../_base_/datasets/coco_detection.py",
+    "../_base_/schedules/schedule_1x.py",
+    "../_base_/default_runtime.py",
+]
 
 model = dict(mimic=dict(on="foreground"))

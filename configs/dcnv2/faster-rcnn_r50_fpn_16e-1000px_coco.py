@@ -1,3 +1,4 @@
+# Written by tools/make_rows.py.
 _base_ = [
     "../_base_/models/faster-rcnn_r50_fpn.py",
     "../_base_/datasets/coco_detection_1000px.py",
@@ -5,5 +6,4 @@ _base_ = [
     "../_base_/default_runtime.py",
 ]
 
-# The paper trains on 2000 proposals an image; mmdet's FPN keeps 1000.
-model = dict(train_cfg=dict(rpn_proposal=dict(max_per_img=2000)))
+model = dict(backbone=dict(norm_cfg=dict(requires_grad=False)))

@@ -1,3 +1,9 @@
-_base_ = "./faster-rcnn_r50_fpn_1x_coco.py"
+# Written by tools/make_rows.py.
+_base_ = [
+    "../_base_/models/faster-rcnn_r50_fpn.py",
+    "../_base_/datasets/coco_detection.py",
+    "../_base_/schedules/schedule_1x.py",
+    "../_base_/default_runtime.py",
+]
 
-model = dict(mimic=dict(on="foreground"))
+model = dict(backbone=dict(norm_cfg=dict(requires_grad=False)), mimic=dict(on="foreground"))

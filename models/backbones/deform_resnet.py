@@ -20,7 +20,9 @@ class _Deform:
             - `stages` (sequence of bool, one per stage): all of those stages. Where both are given,
               `layers` counts, so that `model.backbone.deform.layers=9` works on every config;
             - `modulated` (bool): DCNv2 (True, the default) or DCNv1;
-            - `deform_groups` (int): groups of channels with offsets of their own. Default 1.
+            - `deform_groups` (int): groups of channels with offsets of their own. Default 1;
+            - `mask_scale` (float): Δm = mask_scale · sigmoid. 1, the default, is the paper's text;
+              2 is the authors' code, where Δm starts at 1.
 
             In ResNet-50, conv3–conv5 have 13 of them: 3 layers are conv5, 9 are conv4–conv5, and
             the paper's 12 leave out the first of conv3. In ResNet-18 conv3–conv5 are 12.
@@ -74,7 +76,7 @@ def _check_depth(depth: int, init_cfg) -> None:
 
 
 def checked(deform: dict, num_stages: int) -> dict:
-    settings = dict(layers=None, stages=None, modulated=True, deform_groups=1)
+    settings = dict(layers=None, stages=None, modulated=True, deform_groups=1, mask_scale=1.0)
     unknown = sorted(set(deform) - set(settings))
     if unknown:
         raise ValueError(f"deform: unknown keys {unknown}, expected some of {sorted(settings)}")
@@ -93,15 +95,15 @@ def make_deformable(
     convs: list[tuple[int, nn.Module, str]],
     layers: int | None,
     stages: Sequence[bool] | None,
-    modulated: bool,
-    deform_groups: int,
     kinds: tuple[type, ...] = (nn.Conv2d,),
+    **settings,
 ) -> None:
     """Replace those of a backbone's convolutions that `checked` settings choose.
 
     Args:
         convs: (stage, parent module, name in it) of all that could be, from input to output.
         kinds: the classes whose geometry a `DeformConv2d` can take over.
+        settings: of the `DeformConv2d`: modulated, deform_groups, mask_scale.
 
     Raises:
         ValueError: more layers than there are, or a convolution of another kind.
@@ -119,10 +121,10 @@ def make_deformable(
         conv = getattr(block, name)
         if type(conv) not in kinds:
             raise ValueError(f"deform: cannot replace a {type(conv).__name__}, only a Conv2d")
-        setattr(block, name, _deformed(conv, modulated, deform_groups))
+        setattr(block, name, _deformed(conv, **settings))
 
 
-def _deformed(conv: nn.Conv2d, modulated: bool, deform_groups: int) -> DeformConv2d:
+def _deformed(conv: nn.Conv2d, **settings) -> DeformConv2d:
     deformed = DeformConv2d(
         conv.in_channels,
         conv.out_channels,
@@ -131,9 +133,8 @@ def _deformed(conv: nn.Conv2d, modulated: bool, deform_groups: int) -> DeformCon
         conv.padding,
         conv.dilation,
         conv.groups,
-        deform_groups,
-        conv.bias is not None,
-        modulated,
+        bias=conv.bias is not None,
+        **settings,
     )
     deformed.load_state_dict(conv.state_dict(), strict=False)
     return deformed

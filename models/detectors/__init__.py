@@ -1,4 +1,4 @@
 from .mimic import FeatureMimic
-from .mimic_faster_rcnn import MimicFasterRCNN
+from .mimic_two_stage import MimicTwoStageDetector
 
-__all__ = ["FeatureMimic", "MimicFasterRCNN"]
+__all__ = ["FeatureMimic", "MimicTwoStageDetector"]

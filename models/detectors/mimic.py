@@ -33,10 +33,10 @@ class MimicLoss(nn.Module):
         self.reduction = reduction
         self.loss_weight = loss_weight
 
-    def forward(self, cosine: Tensor, num_images: int) -> Tensor:
-        """cos(f_RCNN(b), f_FRCNN(b)) of all RoIs of a batch, [K] -> the loss."""
-        total = (1 - cosine).sum()
-        return self.loss_weight * total / (num_images if self.reduction == "sum" else len(cosine))
+    def forward(self, f_rcnn: Tensor, f_frcnn: Tensor, num_images: int) -> Tensor:
+        """Features of all RoIs of a batch, [K, C] and [K, C] -> the loss, computed in float32."""
+        total = (1 - F.cosine_similarity(f_rcnn.float(), f_frcnn.float())).sum()
+        return self.loss_weight * total / (num_images if self.reduction == "sum" else len(f_rcnn))
 
 
 class CropRoIs(nn.Module):
@@ -72,7 +72,7 @@ class FeatureMimic(nn.Module):
     """The parts of R-CNN feature mimicking that the detector does not have.
 
     These are the choice of Ω, the crops, the auxiliary classifier and the two losses, which
-    `MimicFasterRCNN` puts together.
+    `MimicTwoStageDetector` puts together.
 
     Args:
         in_channels: channels of the features that the classifiers see (1024 in the paper).
@@ -82,6 +82,8 @@ class FeatureMimic(nn.Module):
         on: 'foreground' (the paper's choice), 'background' or 'both': which of the RoIs that the
             detector's second stage trains on may be drawn. 'both' treats them alike, so the share
             of background is that of its sampler (three quarters in the paper).
+        with_gt: whether the annotated boxes, which mmdet's sampler adds to the proposals, may be
+            drawn too. The paper draws among the RPN's proposals.
         loss_mimic: config of the loss, default `dict(type='MimicLoss', loss_weight=0.1)`.
         loss_cls: config of the auxiliary classifier's loss, default `dict(type='CrossEntropyLoss',
             loss_weight=0.1)`; its mean over the crops.
@@ -97,6 +99,7 @@ class FeatureMimic(nn.Module):
         num_rois: int = 32,
         crop_size: int = 224,
         on: str = "foreground",
+        with_gt: bool = False,
         loss_mimic: dict | None = None,
         loss_cls: dict | None = None,
     ) -> None:
@@ -116,6 +119,7 @@ class FeatureMimic(nn.Module):
         self.num_classes = num_classes
         self.num_rois = num_rois
         self.on = on
+        self.with_gt = with_gt
         self.crop = CropRoIs(crop_size)
         self.fc_cls = nn.Linear(in_channels, num_classes + 1)
         self.loss_mimic = MODELS.build(dict(type="MimicLoss") | (loss_mimic or {}))
@@ -129,14 +133,18 @@ class FeatureMimic(nn.Module):
         nn.init.normal_(self.fc_cls.weight, std=0.01)
         nn.init.zeros_(self.fc_cls.bias)
 
-    def sample(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Draw Ω: each RoI's image and label, both [R] -> indices of the chosen ones, [K]."""
+    def sample(self, images: Tensor, labels: Tensor, is_gt: Tensor) -> Tensor:
+        """Draw Ω: each RoI's image, label and whether it is an annotated box, all [R]
+        -> indices of the chosen ones, [K].
+        """
         foreground = labels < self.num_classes
         allowed = {
             "foreground": foreground,
             "background": ~foreground,
             "both": torch.ones_like(foreground),
         }[self.on]
+        if not self.with_gt:
+            allowed = allowed & ~is_gt
         drawn = [labels.new_empty(0)]
         for image in images.unique():
             candidates = (allowed & (images == image)).nonzero().squeeze(1)
@@ -165,11 +173,10 @@ class FeatureMimic(nn.Module):
             zero = scores.sum() + f_rcnn.sum() + f_frcnn.sum()  # of nothing: zero
             still = zero.detach()
             return dict(loss_mimic=zero, loss_mimic_cls=zero, mimic_cos=still, mimic_acc=still)
-        cosine = F.cosine_similarity(f_rcnn.float(), f_frcnn.float())
         return dict(
-            loss_mimic=self.loss_mimic(cosine, num_images),
+            loss_mimic=self.loss_mimic(f_rcnn, f_frcnn, num_images),
             loss_mimic_cls=self.loss_cls(scores, labels),
-            mimic_cos=cosine.detach().mean(),
+            mimic_cos=F.cosine_similarity(f_rcnn.detach().float(), f_frcnn.detach().float()).mean(),
             mimic_acc=accuracy(scores, labels),
         )
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from dcn import DeformConv2d, DeformRoIPool
 
+from ..roi_heads import DeformRoIExtractor
+
 DEAD = 0.01  # pixels; bilinear samples moved by less are the regular ones to a hundredth
 RUNAWAY = 0.5  # of the samples moved out
 SAMPLES = 100_000  # a convolution's figures are taken from about this many at most
@@ -48,7 +50,8 @@ class OffsetStatisticsHook(Hook):
         self.largest: dict[str, float] = {}
         self.warned: set[str] = set()
         self.handles: list = []
-        self.found: dict[str, dict[str, float]] = {}
+        self.samples: dict[str, list[Samples]] = {}
+        self.measured: set[str] = set()
 
     def before_train(self, runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -57,10 +60,16 @@ class OffsetStatisticsHook(Hook):
             for name, module in model.named_modules()
             if isinstance(module, DeformConv2d | DeformRoIPool)
         }
+        # The module whose first pass is over the images: it may call a layer for every level.
+        self.passes = dict(self.layers)
+        for name, module in model.named_modules():
+            if isinstance(module, DeformRoIExtractor):
+                self.passes |= {own: module for own in self.layers if own.startswith(f"{name}.")}
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         if self.layers and self.every_n_train_iters(runner, self.interval):
-            self.found = {}
+            self.samples = {name: [] for name in self.layers}
+            self.measured = set()
             for name, layer in self.layers.items():
                 self._watch(name, layer)
 
@@ -70,46 +79,49 @@ class OffsetStatisticsHook(Hook):
         for handle in self.handles:
             handle.remove()
         self.handles = []
+        found = {
+            name: figures
+            for name, samples in self.samples.items()
+            if (figures := _figures(samples))  # none of a map that no RoI was pooled from
+        }
         scalars = {
             f"offsets/{name}/{key}": value
-            for name in self.layers  # in the network's order
-            for key, value in self.found.get(name, {}).items()
+            for name, figures in found.items()
+            for key, value in figures.items()
         }
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
-        for name, figures in self.found.items():
-            if not figures:  # a map of the pyramid that no RoI was pooled from
-                continue
+        for name, figures in found.items():
             self.largest[name] = max(self.largest.get(name, 0.0), figures["p95"])
             self._warn(name, figures, (runner.iter + 1) / runner.max_iters)
 
     def _watch(self, name: str, layer: DeformConv2d | DeformRoIPool) -> None:
         """Measure what `layer` does in its next pass, the one over the images."""
         prediction: dict[str, Tensor] = {}
+        samples = self.samples[name]
+        conv = isinstance(layer, DeformConv2d)
 
-        def keep(module, args, output) -> None:
-            prediction["value"] = output.detach()
+        def keep(key: str):
+            def hook(module, args, output) -> None:
+                prediction[key] = output.detach()
+
+            return hook
 
         def measure(module, args, output) -> None:
-            if name in self.found:
+            if name in self.measured:
                 return
-            self.found[name] = {}
             with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
-                if isinstance(module, DeformConv2d):
-                    samples = _conv(module, args[0], prediction["value"])
-                else:
-                    samples = _pool(module, *args, prediction)
-                if len(samples[0]):
-                    self.found[name] = _figures(*samples)
+                found = _conv if conv else _pool
+                samples.append(found(module, prediction, *args))
 
-        conv = isinstance(layer, DeformConv2d)
-        source = layer.conv_offset if conv else layer.offset_fc
-        self.handles += [source.register_forward_hook(keep), layer.register_forward_hook(measure)]
+        def end(module, args, output) -> None:
+            self.measured.add(name)
+
+        predictors = dict(value=layer.conv_offset if conv else layer.offset_fc)
         if not conv and layer.mask_fc is not None:
-
-            def keep_mask(module, args, output) -> None:
-                prediction["mask"] = output.detach()
-
-            self.handles.append(layer.mask_fc.register_forward_hook(keep_mask))
+            predictors["mask"] = layer.mask_fc
+        self.handles += [m.register_forward_hook(keep(key)) for key, m in predictors.items()]
+        self.handles.append(layer.register_forward_hook(measure))
+        self.handles.append(self.passes[name].register_forward_hook(end))
 
     def _warn(self, name: str, figures: dict[str, float], progress: float) -> None:
         if name in self.warned:
@@ -138,9 +150,12 @@ class OffsetStatisticsHook(Hook):
 Samples = tuple[Tensor, Tensor | None, Tensor, Tensor]
 
 
-def _figures(
-    offset: Tensor, mask: Tensor | None, outside: Tensor, at_rest: Tensor
-) -> dict[str, float]:
+def _figures(samples: list[Samples]) -> dict[str, float]:
+    if not sum(len(offset) for offset, *_ in samples):
+        return {}
+    offset, mask, outside, at_rest = (
+        None if parts[0] is None else torch.cat(parts) for parts in zip(*samples, strict=True)
+    )
     length = offset.norm(dim=1)
     moved_out = (outside & ~at_rest).sum() / (~at_rest).sum().clamp(min=1)
     figures = [length.mean(), length.quantile(0.95), outside.float().mean(), moved_out]
@@ -151,8 +166,9 @@ def _figures(
     return dict(zip(names, torch.stack(figures).tolist(), strict=True))  # one wait for the device
 
 
-def _conv(layer: DeformConv2d, input: Tensor, prediction: Tensor) -> Samples:
+def _conv(layer: DeformConv2d, predicted: dict[str, Tensor], input: Tensor) -> Samples:
     """Of a convolution; its offsets are (dy, dx)."""
+    prediction = predicted["value"]
     n, _, rows, columns = prediction.shape
     points = layer.kernel_size[0] * layer.kernel_size[1]
     device = prediction.device
@@ -175,7 +191,9 @@ def _conv(layer: DeformConv2d, input: Tensor, prediction: Tensor) -> Samples:
         )
         for position, result in ((regular, at_rest), (regular + offset[:, axis], outside)):
             result |= ~((position > -1) & (position < input.shape[2 + axis]))
-    mask = logits.reshape(-1)[chosen].sigmoid() if layer.modulated else None
+    mask = None
+    if layer.modulated:
+        mask = layer.mask_scale * logits.reshape(-1)[chosen].sigmoid()
     return offset, mask, outside, at_rest
 
 
@@ -188,11 +206,16 @@ def _step(count: int, pixels: int) -> int:
 
 
 def _pool(
-    layer: DeformRoIPool, input: Tensor, rois: Tensor, prediction: dict[str, Tensor]
+    layer: DeformRoIPool,
+    predicted: dict[str, Tensor],
+    input: Tensor,
+    rois: Tensor,
+    spatial_scale: float | None = None,
 ) -> Samples:
     """Of the bins of RoI pooling; their offsets are (dx, dy)."""
     ph, pw = layer.output_size
-    bins = prediction["value"].float().unflatten(1, (-1, ph, pw))
+    bins = predicted["value"].float().unflatten(1, (-1, ph, pw))
+    scale = layer.spatial_scale if spatial_scale is None else spatial_scale
     rois = rois.float()
     size = rois[:, 3:5] - rois[:, 1:3]  # width, height
     offset = layer.gamma * bins[:, :2] * size[:, :, None, None]
@@ -200,13 +223,13 @@ def _pool(
     y = (torch.arange(ph, device=rois.device) + 0.5) / ph
     centres = torch.stack(torch.meshgrid(x, y, indexing="xy"))  # [2, ph, pw]
     regular = rois[:, 1:3, None, None] + centres * size[:, :, None, None]
-    image = input.new_tensor([input.shape[3], input.shape[2]]).float() / layer.spatial_scale
+    image = input.new_tensor([input.shape[3], input.shape[2]]).float() / scale
     at_rest, outside = (
         ((place < 0) | (place > image[:, None, None])).any(1).flatten()
         for place in (regular, regular + offset)
     )
     mask = None
     if layer.modulated:
-        logits = prediction["mask"].float() if "mask" in prediction else bins[:, 2]
+        logits = predicted["mask"].float() if "mask" in predicted else bins[:, 2]
         mask = logits.reshape(-1).sigmoid()
     return offset.movedim(1, -1).reshape(-1, 2), mask, outside, at_rest

@@ -13,11 +13,9 @@ from mmengine.runner.amp import autocast
 from mmengine.utils import apply_to
 from torch import nn
 
-from dcn import DeformConv2d
+from dcn import DeformConv2d, DeformRoIPool
 
 from .errors import EngineError
-
-OFFSETS = "conv_offset"  # a DeformConv2d's convolution that predicts offsets and masks
 
 
 def amp_dtype(name: str) -> torch.dtype:
@@ -54,24 +52,29 @@ def mixed_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 def with_slow_offsets(cfg: dict, model: nn.Module) -> dict:
-    """The `cfg` of an optimizer wrapper, with a tenth of the rate for the offsets of `model`.
+    """The `cfg` of an optimizer wrapper, with the rates that the papers' offsets of `model` have.
 
-    A layer that one of the config's `custom_keys` names has a tenth of what that gives it. With a
-    key that names `conv_offset` the config is left as it is.
+    They are a tenth for deformable convolutions (arXiv 1811.11168, section 3.2) and a hundredth for
+    DCNv1's RoI pooling, whose only layer predicts the offsets (the authors' code). mdpool's have
+    the full rate. A layer that one of the config's `custom_keys` names has that share of what the
+    key gives it. A key that names `conv_offset` or `offset_fc` leaves all of these as they are.
     """
-    layers = [
-        name.removeprefix("module.") + f".{OFFSETS}"
-        for name, module in model.named_modules()
-        if isinstance(module, DeformConv2d)
-    ]
     given = ((cfg.get("paramwise_cfg") or {}).get("custom_keys")) or {}
-    if not layers or any(OFFSETS in key for key in given):
+    shares = {}
+    for name, module in model.named_modules():
+        name = name.removeprefix("module.")
+        if isinstance(module, DeformConv2d):
+            shares[f"{name}.conv_offset"] = 0.1
+        elif isinstance(module, DeformRoIPool) and len(module.offset_fc) == 1:
+            shares[f"{name}.offset_fc"] = 0.01
+    keys = {}
+    for layer, share in shares.items():
+        if not any(layer.rsplit(".", 1)[1] in key for key in given):
+            settings = given.get(max((k for k in given if k in layer), key=len, default=None), {})
+            keys[layer] = {**settings, "lr_mult": share * settings.get("lr_mult", 1.0)}
+    if not keys:
         return cfg
     cfg = copy.deepcopy(cfg)
-    keys = {}
-    for layer in layers:
-        settings = given.get(max((k for k in given if k in layer), key=len, default=None), {})
-        keys[layer] = {**settings, "lr_mult": 0.1 * settings.get("lr_mult", 1.0)}
     cfg["paramwise_cfg"] = {**(cfg.get("paramwise_cfg") or {}), "custom_keys": {**given, **keys}}
     return cfg
 

@@ -23,6 +23,7 @@ RUNNER = [
 ]
 LOADER = [DataLoader, "dataset", "sampler", "batch_sampler", "num_batch_per_epoch"]
 NMS = ["iou_threshold", "split_thr", "class_agnostic", "max_num", "score_threshold", "offset"]
+ROI_DEFORM = ["gamma", "fc_channels", "shared_fc", "per_level"]
 # What dicts without a `type` take, by the end of their path: names of keys, or what is called with
 # the dict, itself or by its name in a registry.
 UNTYPED: dict[str, list] = {
@@ -46,9 +47,10 @@ UNTYPED: dict[str, list] = {
         *("custom_keys", "norm_decay_mult", "bias_lr_mult", "bias_decay_mult", "bypass_duplicate"),
         *("dwconv_decay_mult", "dcn_offset_lr_mult", "flat_decay_mult"),
     ],
-    "model.backbone.deform": ["layers", "stages", "modulated", "deform_groups"],
-    "bbox_roi_extractor.deform": ["gamma", "fc_channels", "shared_fc"],
-    "model.mimic": ["num_rois", "crop_size", "on", "loss_mimic", "loss_cls"],
+    "model.backbone.deform": ["layers", "stages", "modulated", "deform_groups", "mask_scale"],
+    "bbox_roi_extractor.deform": ROI_DEFORM,
+    "mask_roi_extractor.deform": ROI_DEFORM,
+    "model.mimic": ["num_rois", "crop_size", "on", "with_gt", "loss_mimic", "loss_cls"],
     "mimic.loss_mimic": ["MimicLoss"],
     "mimic.loss_cls": ["CrossEntropyLoss"],
     "nms": NMS,

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from dcndet.models.engine import OffsetStatisticsHook
+from dcndet.models.roi_heads import DeformRoIExtractor
 from torch import nn
 
 from dcn import DeformConv2d, DeformRoIPool
@@ -242,3 +243,27 @@ def test_without_deformable_layers_it_does_nothing():
     hook, runner = start(nn.Sequential(nn.Conv2d(4, 4, 3)))
     runner.step(hook, torch.randn(1, 4, 9, 11))
     assert runner.logged == []
+
+
+def test_a_shared_branch_is_measured_over_all_maps_of_the_images():
+    """And not over the crops, which are the second pass of the extractor."""
+    torch.manual_seed(0)
+    extractor = DeformRoIExtractor("mdpool", 4, [4, 8], deform=dict(fc_channels=8))
+    nn.init.normal_(extractor.roi_layers[0].offset_fc[-1].weight, std=30.0)
+    hook, runner = start(nn.Sequential(extractor))
+    maps = tuple(torch.randn(1, 4, 160 // s, 160 // s) for s in (4, 8))
+    rois = torch.tensor([[0, 2.0, 3, 40, 30], [0, 20, 10, 150, 155], [0, 5, 5, 9, 9]])
+    offsets = []
+    spy = extractor.roi_layers[0].offset_fc.register_forward_hook(
+        lambda m, args, out: offsets.append(out[:, :98].reshape(-1, 2, 7, 7))
+    )
+    with torch.no_grad():
+        extractor(maps, rois)
+    spy.remove()
+    size = torch.tensor([[38.0, 27], [4, 4], [130, 145]])  # two of the first map, one of the second
+    lengths = (0.1 * torch.cat(offsets) * size[:, :, None, None]).norm(dim=1)
+    runner.model = lambda: [extractor(maps, rois), extractor(maps, rois + 1)]
+    runner.step(hook)
+    [(_, found)] = runner.logged
+    assert found["offsets/0.roi_layers.0/mean"] == pytest.approx(float(lengths.mean()), rel=1e-4)
+    assert [key for key in found if "/mean" in key] == ["offsets/0.roi_layers.0/mean"]

@@ -62,7 +62,7 @@ def test_what_nothing_reads_is_refused_with_the_nearest(key, nearest, config):
 
 def test_options_hold_together():
     config = Config(dict(model=dict(type="FasterRCNN"), optim_wrapper=dict(type="OptimWrapper")))
-    check_options(config, {"model.type": "MimicFasterRCNN", "model.mimic.crop_size": 64})
+    check_options(config, {"model.type": "MimicTwoStageDetector", "model.mimic.crop_size": 64})
     with pytest.raises(EngineError, match=r"no key model\.mimic\.crop_size"):
         check_options(config, {"model.mimic.crop_size": 64})
 

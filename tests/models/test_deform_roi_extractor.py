@@ -1,3 +1,5 @@
+import math
+
 import dcndet.models  # noqa: F401  (registers the extractor)
 import pytest
 import torch
@@ -27,7 +29,7 @@ def maps(strides=(4, 8, 16, 32), dtype=torch.float32):
 
 
 @pytest.mark.parametrize("strides", [(4, 8, 16, 32), (16,)])
-@pytest.mark.parametrize("sampling_ratio", [0, 2])
+@pytest.mark.parametrize("sampling_ratio", [None, 2])
 def test_align_is_mmdets_extractor(strides, sampling_ratio):
     theirs = MODELS.build(
         dict(
@@ -35,7 +37,7 @@ def test_align_is_mmdets_extractor(strides, sampling_ratio):
             roi_layer=dict(
                 type="RoIAlign",
                 output_size=7,
-                sampling_ratio=sampling_ratio,
+                sampling_ratio=sampling_ratio or 0,
                 use_torchvision=True,  # mmcv's own needs its compiled operators
             ),
             out_channels=6,
@@ -57,15 +59,72 @@ def test_align_is_mmdets_extractor(strides, sampling_ratio):
 
 
 @pytest.mark.parametrize(("pool", "factor"), [("dpool", 1.0), ("mdpool", 0.5)])
-@pytest.mark.parametrize("shared_fc", [True, False])
-def test_deformable_pooling_starts_as_align(pool, factor, shared_fc):
+@pytest.mark.parametrize(
+    ("deform", "sampling_ratio"),
+    [
+        (None, None),
+        (dict(fc_channels=16, shared_fc=False, per_level=True), 0),  # mmcv's layout
+    ],
+)
+def test_deformable_pooling_starts_as_align(pool, factor, deform, sampling_ratio):
     feats = maps()
-    extractor = build(pool, deform=dict(fc_channels=16, shared_fc=shared_fc))
-    torch.testing.assert_close(extractor(feats, ROIS), factor * build()(feats, ROIS))
+    extractor = build(pool, deform=deform, sampling_ratio=sampling_ratio)
+    samples = sampling_ratio if sampling_ratio is not None else {"dpool": 4, "mdpool": 2}[pool]
+    plain = build(sampling_ratio=samples)
+    torch.testing.assert_close(extractor(feats, ROIS), factor * plain(feats, ROIS))
 
 
-def test_mmdets_pooling_weights_load():
-    layer = dict(type="ModulatedDeformRoIPoolPack", output_size=7, output_channels=6)
+def test_roipool_takes_the_maxima_of_whole_pixels():
+    feats = maps()
+    pooled = build("roipool")(feats, ROIS)
+    # The first RoI, 37×46 pixels, is pooled from the map of stride 4.
+    x1, y1, x2, y2 = (math.floor(float(v) / 4 + 0.5) for v in ROIS[0, 1:])
+    width, height = max(x2 - x1 + 1, 1) / 7, max(y2 - y1 + 1, 1) / 7
+    for i in range(7):
+        for j in range(7):
+            rows = slice(y1 + math.floor(i * height), y1 + math.ceil((i + 1) * height))
+            columns = slice(x1 + math.floor(j * width), x1 + math.ceil((j + 1) * width))
+            expected = feats[0][0, :, rows, columns].amax((1, 2))
+            torch.testing.assert_close(pooled[0, :, i, j], expected)
+    bfloat16 = build("roipool")(tuple(f.bfloat16() for f in feats), ROIS)
+    assert bfloat16.dtype == torch.bfloat16
+
+
+def test_levels_share_a_branch_unless_told_otherwise():
+    """Two RoIs that look the same are pooled alike from two maps."""
+    torch.manual_seed(0)
+    size = torch.tensor([[0, 60.0, 60, 110, 110], [0, 60, 60, 172, 172]])  # of stride 4 and of 8
+    flat = tuple(torch.full((1, 6, 192 // s, 256 // s), 0.5) for s in (4, 8, 16, 32))
+    for per_level in (False, True):
+        extractor = build("mdpool", deform=dict(fc_channels=16, per_level=per_level))
+        for parameter in extractor.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        first, second = extractor(flat, size)
+        assert torch.allclose(first, second) != per_level
+        assert len(extractor.roi_layers) == (4 if per_level else 1)
+
+
+@pytest.mark.parametrize(
+    ("pool", "deform", "count"),
+    [
+        ("dpool", None, 6 * 49 * 98 + 98),
+        ("mdpool", dict(fc_channels=8), 6 * 49 * 8 + 8 + 8 * 8 + 8 + 8 * 147 + 147),
+        ("dpool", dict(fc_channels=(5,)), 6 * 49 * 5 + 5 + 5 * 98 + 98),
+    ],
+)
+def test_the_branch_has_the_layers_that_were_asked_for(pool, deform, count):
+    assert sum(p.numel() for p in build(pool, deform=deform).parameters()) == count
+
+
+@pytest.mark.parametrize(
+    ("pool", "pack", "deform"),
+    [
+        ("mdpool", "ModulatedDeformRoIPoolPack", dict(shared_fc=False)),
+        ("dpool", "DeformRoIPoolPack", dict(fc_channels=1024)),
+    ],
+)
+def test_mmdets_pooling_weights_load(pool, pack, deform):
+    layer = dict(type=pack, output_size=7, output_channels=6)
     theirs = MODELS.build(
         dict(
             type="GenericRoIExtractor",
@@ -75,13 +134,14 @@ def test_mmdets_pooling_weights_load():
             _scope_="mmdet",
         )
     )
-    build("mdpool", deform=dict(shared_fc=False)).load_state_dict(theirs.state_dict(), strict=True)
+    ours = build(pool, deform=dict(deform, per_level=True))
+    ours.load_state_dict(theirs.state_dict(), strict=True)
 
 
-@pytest.mark.parametrize("pool", ["align", "dpool", "mdpool"])
+@pytest.mark.parametrize("pool", ["roipool", "align", "dpool", "mdpool"])
 def test_no_rois_keeps_everything_in_the_graph(pool):
     feats = maps()
-    extractor = build(pool, deform=dict(fc_channels=16) if pool != "align" else None)
+    extractor = build(pool, deform=dict(fc_channels=16))
     out = extractor(feats, ROIS[:0])
     assert out.shape == (0, 6, 7, 7)
     out.sum().backward()

@@ -1,5 +1,6 @@
 """R-CNN feature mimicking against a slow version written from the paper's formula."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def build(file=FULL, **model):
     config = Config.fromfile(CONFIGS / file)
     config.model.backbone.init_cfg = None
     config.merge_from_dict({f"model.{key}": value for key, value in model.items()})
+    if config.model.get("mimic"):
+        config.model.mimic.setdefault("with_gt", True)  # an RPN of random weights finds no object
     torch.manual_seed(0)
     built = MODELS.build(config.model).to(memory_format=torch.channels_last)
     # Weights of a network that has learnt something: its features are not all alike.
@@ -53,9 +56,7 @@ def batch(model, images=2, objects=True):
 
 
 def total(losses):
-    return sum(
-        sum(v) if isinstance(v, list) else v for k, v in losses.items() if k.startswith("loss")
-    )
+    return sum(sum(v) if isinstance(v, list) else v for k, v in losses.items() if "loss" in k)
 
 
 class Spy:
@@ -138,19 +139,23 @@ def test_crops_keep_the_memory_format():
 
 IMAGES = torch.tensor([0.0] * 6 + [1.0] * 6 + [2.0] * 2)
 LABELS = torch.tensor([0, 1, 0, 3, 3, 3] * 2 + [3, 3])  # 3 is background
+IS_GT = torch.tensor([False, True, False, False, False, False] * 2 + [False, False])
 
 
 @pytest.mark.parametrize("on", ["foreground", "background", "both"])
 @pytest.mark.parametrize("num_rois", [1, 2, 32])
-def test_omega_is_drawn_from_each_image(on, num_rois):
-    mimic = FeatureMimic(8, 3, num_rois, on=on)
-    chosen = mimic.sample(IMAGES, LABELS)
+@pytest.mark.parametrize("with_gt", [False, True])
+def test_omega_is_drawn_from_each_image(on, num_rois, with_gt):
+    mimic = FeatureMimic(8, 3, num_rois, on=on, with_gt=with_gt)
+    chosen = mimic.sample(IMAGES, LABELS, IS_GT)
     assert len(chosen.unique()) == len(chosen)
-    available = dict(foreground=(3, 3, 0), background=(3, 3, 2), both=(6, 6, 2))[on]
+    own = 3 if with_gt else 2
+    available = dict(foreground=(own, own, 0), background=(3, 3, 2), both=(own + 3, own + 3, 2))[on]
     for image, count in enumerate(available):
         assert (IMAGES[chosen] == image).sum() == min(num_rois, count)
     if on != "both":
         assert ((LABELS[chosen] < 3) == (on == "foreground")).all()
+    assert with_gt or not IS_GT[chosen].any()
 
 
 def test_omega_is_random_and_even():
@@ -158,7 +163,7 @@ def test_omega_is_random_and_even():
     torch.manual_seed(0)
     counts = torch.zeros(6)
     for _ in range(600):
-        counts[mimic.sample(IMAGES[:6], LABELS[:6])] += 1
+        counts[mimic.sample(IMAGES[:6], LABELS[:6], torch.zeros(6, dtype=torch.bool))] += 1
     assert (counts / 600 - 1 / 3).abs().max() < 0.08
 
 
@@ -201,9 +206,10 @@ def test_losses_and_gradients_are_those_of_the_formula():
 
 
 def test_the_mean_does_not_grow_with_the_rois():
-    cosine = torch.tensor([0.0, 0.5, 1.0, 1.0])
-    assert float(MimicLoss()(cosine, 2)) == pytest.approx(0.1 * 1.5 / 2)
-    assert float(MimicLoss("mean", loss_weight=1)(cosine, 2)) == pytest.approx(1.5 / 4)
+    f_rcnn = torch.tensor([[2.0, 0.0]] * 4)
+    f_frcnn = torch.tensor([[0.0, 3.0], [1.0, 3**0.5], [5.0, 0.0], [1.0, 0.0]])  # cos 0, 0.5, 1, 1
+    assert float(MimicLoss()(f_rcnn, f_frcnn, 2)) == pytest.approx(0.1 * 1.5 / 2)
+    assert float(MimicLoss("mean", loss_weight=1)(f_rcnn, f_frcnn, 2)) == pytest.approx(1.5 / 4)
 
 
 # The detector
@@ -220,13 +226,10 @@ def test_the_detector_does_what_the_formula_says(on):
     (images, rois, shapes), crops = cropped.calls[0]
     assert images is data["inputs"]
     assert shapes == [(96, 128), (96, 96)]
-    head = model.roi_head
     maps = model.extract_feat(images)
     whole = torch.tensor([[0, 0.0, 0.0, 96.0, 96.0]])
-    f_rcnn = torch.cat(
-        [head.fc_features(head.pool(model.extract_feat(crop[None]), whole)) for crop in crops]
-    )
-    f_frcnn = torch.cat([head.fc_features(head.pool(maps, roi[None])) for roi in rois])
+    f_rcnn = torch.cat([feature(model, model.extract_feat(crop[None]), whole) for crop in crops])
+    f_frcnn = torch.cat([feature(model, maps, roi[None]) for roi in rois])
     (seen,), scores = classified.calls[0]
     torch.testing.assert_close(f_rcnn, seen, rtol=1e-3, atol=1e-4)
     labels = torch.tensor([label_of(roi, data["data_samples"]) for roi in rois])
@@ -236,6 +239,17 @@ def test_the_detector_does_what_the_formula_says(on):
         assert losses[key] > 0.01
     assert (labels < 10).all() == (on == "foreground")
     assert (labels == 10).all() == (on == "background")
+
+
+def feature(model, maps, rois):
+    """What the classifier of the detector sees of RoIs, layer by layer."""
+    head = model.roi_head.bbox_head
+    pooled = model.roi_head.bbox_roi_extractor(maps[:4], rois)
+    x = pooled.flatten(1)
+    for fc in head.shared_fcs:
+        x = (x @ fc.weight.T + fc.bias).clamp(min=0)
+    torch.testing.assert_close(head.fc_cls(x), head(pooled)[0], rtol=1e-4, atol=1e-5)
+    return x
 
 
 def label_of(roi, samples):
@@ -256,26 +270,29 @@ def label_of(roi, samples):
 def test_the_map_that_a_crop_is_pooled_from(file, crop_size, stride):
     settings = {"mimic.crop_size": crop_size, "mimic.num_rois": 1}
     model = build(file, **{"roi_head.bbox_head.num_classes": 10} | settings)
-    layers = model.roi_head.bbox_roi_extractor.roi_layers
-    spies = [Spy(layer) for layer in layers]
+    (layer,) = model.roi_head.bbox_roi_extractor.roi_layers  # that image and crops share
+    spy = Spy(layer)
     model(**batch(model), mode="loss")
-    for layer, spy in zip(layers, spies, strict=True):
-        input, rois = spy.calls[1][0]  # the second pass is the crops'
-        assert input.shape[-1] == math.ceil(crop_size * layer.spatial_scale)
-        assert len(rois) == (2 if layer.spatial_scale == 1 / stride else 0)
+    assert len(spy.calls) == 8  # a map after the other, of the images and then of the crops
+    for (input, rois, scale), _ in spy.calls[4:]:  # the second pass is the crops'
+        assert input.shape[-1] == math.ceil(crop_size * scale)
+        assert len(rois) == (2 if scale == 1 / stride else 0)
 
 
 def test_dc5_has_one_map():
     model = build(
-        "dcnv2/faster-rcnn_r50_dc5_mdconv-c3-c5_mdpool_mimic_1x_coco.py",
-        **{"mimic.crop_size": 64, "mimic.num_rois": 1, "roi_head.bbox_head.fc_out_channels": 32}
+        "dcnv2/faster-rcnn_r50-mdconv-c3-c5_dc5_mdpool_mimic_1x_coco.py",
+        **{"mimic.crop_size": 64, "mimic.num_rois": 1}
+        | {"roi_head.bbox_head.fc_out_channels": 32}
         | {"roi_head.bbox_roi_extractor.deform": dict(fc_channels=16)},
     )
-    crops = Spy(model.roi_head.bbox_roi_extractor.roi_layers[0])
+    crops, rpn = Spy(model.roi_head.bbox_roi_extractor.roi_layers[0]), Spy(model.rpn_head.rpn_conv)
     losses = model(**batch(model), mode="loss")
     total(losses).backward()
-    assert crops.calls[1][0][0].shape == (2, 2048, 4, 4)
+    assert crops.calls[1][0][0].shape == (2, 256, 4, 4)  # conv5, reduced
+    assert [args[0].shape for args, _ in rpn.calls] == [(2, 1024, 6, 8)]  # conv4, of images only
     assert losses["loss_mimic"] > 0
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def test_gradients_flow_into_both_branches():
@@ -395,8 +412,81 @@ def test_recomputed_batch_statistics_are_refused():
     build(**{"backbone.with_cp": True, "backbone.norm_eval": True})
 
 
-def test_other_heads_are_refused():
-    with pytest.raises(ValueError, match="mimic: needs a StandardRoIHead, got DoubleHeadRoIHead"):
-        build(**{"roi_head.type": "DoubleHeadRoIHead"})
-    with pytest.raises(ValueError, match=r"mimic: needs a bbox_head .*Shared4Conv1FCBBoxHead"):
-        build(**{"roi_head.bbox_head.type": "Shared4Conv1FCBBoxHead"})
+def cascade(config):
+    """The config's RoI head as that of a Cascade R-CNN."""
+    head = config.roi_head
+    head.update(type="CascadeRoIHead", num_stages=2, stage_loss_weights=[1, 0.5])
+    head.bbox_head = [dict(head.bbox_head, reg_class_agnostic=True) for _ in range(2)]
+    rcnn = config.train_cfg.rcnn
+    config.train_cfg.rcnn = [rcnn, copy.deepcopy(rcnn)]
+
+
+def convolutions(config):
+    config.roi_head.bbox_head.update(type="Shared4Conv1FCBBoxHead", conv_out_channels=16)
+
+
+def double(config):
+    head = config.roi_head
+    head.update(type="DoubleHeadRoIHead", reg_roi_scale_factor=1.3)
+    head.bbox_head.update(type="DoubleConvFCBBoxHead", num_convs=2, num_fcs=2, conv_out_channels=16)
+    del head.bbox_head.reg_class_agnostic
+
+
+@pytest.mark.parametrize("change", [cascade, convolutions, double])
+def test_other_two_stage_detectors_mimic(change):
+    config = Config.fromfile(CONFIGS / FULL).model
+    config.backbone.norm_eval = True
+    config.mimic.update(num_rois=4, with_gt=True)
+    change(config)
+    torch.manual_seed(0)
+    model = MODELS.build(config).train()
+    data = batch(model)
+    head = model.roi_head.bbox_head
+    last = head[-1] if isinstance(head, torch.nn.ModuleList) else head
+    own, cropped = Spy(last.fc_cls), Spy(model.mimic.crop)
+    seen = Spy(model.mimic.fc_cls)
+    losses = model(**data, mode="loss")
+    (_, rois, _), crops = cropped.calls[0]
+    assert 3 <= len(rois) <= 8
+    # f_RCNN is what the detector's classifier sees of the crops, whatever layers lead there.
+    torch.testing.assert_close(seen.calls[0][0][0], own.calls[-1][0][0])
+    assert len(own.calls[-1][0][0]) == len(crops)
+    assert losses["loss_mimic"] > 0
+    total(losses).backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None]
+
+
+@pytest.mark.parametrize(
+    ("roi_head", "message"),
+    [
+        (dict(bbox_head=None), r"mimic: needs a box head .*fc_cls.*, got NoneType"),
+        (
+            dict(bbox_head=dict(type="MultiInstanceBBoxHead", num_instance=2, num_shared_fcs=2)),
+            "mimic: needs a box head .*, got MultiInstanceBBoxHead",
+        ),
+        (
+            dict(type="SparseRoIHead", num_stages=1, stage_loss_weights=[1]),
+            "mimic: needs an RoI head that samples proposals, got SparseRoIHead",
+        ),
+    ],
+)
+def test_heads_without_a_classifier_or_proposals_are_refused(roi_head, message):
+    config = Config.fromfile(CONFIGS / FULL).model
+    config.roi_head.update(roi_head)
+    if "type" in roi_head:
+        dynamic = dict(type="DynamicConv", in_channels=64, feat_channels=16, out_channels=64)
+        config.roi_head.bbox_head = [
+            dict(type="DIIHead", num_classes=10, in_channels=64, dynamic_conv_cfg=dynamic)
+        ]
+        config.train_cfg.rcnn.sampler = dict(type="PseudoSampler")
+        config.train_cfg.rcnn = [config.train_cfg.rcnn]
+    with pytest.raises(ValueError, match=message):
+        MODELS.build(config)
+
+
+def test_only_losses_travel_among_the_losses():
+    model = build()
+    losses = model(**batch(model), mode="loss")
+    assert all(torch.is_tensor(v) or isinstance(v, list) for v in losses.values())
+    assert "bbox_loss" not in vars(model.roi_head)
+    assert "forward" not in vars(model.roi_head.bbox_head.fc_cls)

@@ -1,5 +1,6 @@
 """The stand-in for mmcv's compiled operators: the same NMS, and none where they are compiled."""
 
+import importlib
 import subprocess
 import sys
 import types
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from dcndet.models import mmcv_ext
+
+import dcn
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -34,9 +37,40 @@ def test_nms_with_another_offset_is_refused():
         mmcv_ext.nms(torch.zeros(1, 4), torch.ones(1), 0.5, 1)
 
 
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+def test_roi_align_is_that_of_mmcv(monkeypatch, sampling_ratio):
+    """Whose values dcn's pooling is compared with in tests/dcn."""
+    roi_align = importlib.import_module("mmcv.ops.roi_align")
+    monkeypatch.setattr(roi_align, "ext_module", mmcv_ext)
+    torch.manual_seed(0)
+    corners = 20 * torch.rand(40, 2)
+    index = torch.randint(0, 2, (40, 1))
+    rois = torch.cat([index, corners, corners + 1 + 20 * torch.rand(40, 2)], 1)
+    input = torch.rand(2, 3, 20, 30)
+    actual = roi_align.roi_align(input, rois, (7, 5), 0.5, sampling_ratio, "avg", True)
+    expected = dcn.deform_roi_pool(
+        input, rois, (7, 5), spatial_scale=0.5, sampling_ratio=sampling_ratio
+    )
+    torch.testing.assert_close(actual, expected)
+
+
+def test_roi_align_of_maxima_is_refused():
+    empty = torch.zeros(0)
+    with pytest.raises(ValueError, match=r"^roi_align: pool_mode: expected 'avg'"):
+        mmcv_ext.roi_align_forward(
+            *(empty,) * 5,
+            aligned_height=1,
+            aligned_width=1,
+            spatial_scale=1.0,
+            sampling_ratio=0,
+            pool_mode=0,
+            aligned=True,
+        )
+
+
 def test_other_operators_say_what_they_are_and_how_to_compile_them():
-    with pytest.raises(RuntimeError, match=r"'roi_align_forward' is not compiled.*--mmcv-ops"):
-        mmcv_ext.roi_align_forward(torch.ones(1))
+    with pytest.raises(RuntimeError, match=r"'roi_pool_forward' is not compiled.*--mmcv-ops"):
+        mmcv_ext.roi_pool_forward(torch.ones(1))
 
 
 def test_it_looks_like_a_module_to_python():

@@ -1,7 +1,7 @@
 _base_ = "mmdet::_base_/models/faster-rcnn_r50_fpn.py"
 
 model = dict(
-    type="MimicFasterRCNN",
+    type="MimicTwoStageDetector",
     backbone=dict(type="DeformResNet"),
     roi_head=dict(
         bbox_roi_extractor=dict(

@@ -1,0 +1,17 @@
+# Written by tools/make_rows.py.
+_base_ = [
+    "../_base_/models/faster-rcnn_r50_dc5.py",
+    "../_base_/datasets/coco_detection.py",
+    "../_base_/schedules/schedule_16e.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(
+        depth=101,
+        init_cfg=dict(checkpoint="open-mmlab://detectron2/resnet101_caffe"),
+        deform=dict(stages=(False, True, True, True)),
+    ),
+    roi_head=dict(bbox_roi_extractor=dict(pool="mdpool")),
+    mimic=dict(on="foreground"),
+)

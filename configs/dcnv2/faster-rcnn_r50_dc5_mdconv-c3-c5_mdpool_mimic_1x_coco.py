@@ -1,3 +1,0 @@
-_base_ = "./faster-rcnn_r50_dc5_mdconv-c3-c5_mdpool_1x_coco.py"
-
-model = dict(mimic=dict(on="foreground"))

@@ -1,6 +1,0 @@
-_base_ = "./faster-rcnn_r50_fpn_1x_coco.py"
-
-model = dict(
-    backbone=dict(deform=dict(stages=(False, True, True, True))),
-    roi_head=dict(bbox_roi_extractor=dict(pool="mdpool")),
-)

@@ -1,3 +1,0 @@
-_base_ = "./faster-rcnn_r50_fpn_mdconv-c3-c5_mdpool_16e-1000px_coco.py"
-
-model = dict(mimic=dict(on="foreground"))

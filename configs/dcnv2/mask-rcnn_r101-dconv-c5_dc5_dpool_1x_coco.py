@@ -1,0 +1,16 @@
+# Written by tools/make_rows.py.
+_base_ = [
+    "../_base_/models/mask-rcnn_r50_dc5.py",
+    "../_base_/datasets/coco_instance.py",
+    "../_base_/schedules/schedule_1x.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(
+        depth=101,
+        init_cfg=dict(checkpoint="open-mmlab://detectron2/resnet101_caffe"),
+        deform=dict(stages=(False, False, False, True), modulated=False),
+    ),
+    roi_head=dict(bbox_roi_extractor=dict(pool="dpool"), mask_roi_extractor=dict(pool="dpool")),
+)

@@ -1,0 +1,14 @@
+# Written by tools/make_rows.py.
+_base_ = [
+    "../_base_/models/mask-rcnn_r50_fpn.py",
+    "../_base_/datasets/coco_instance.py",
+    "../_base_/schedules/schedule_1x.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(
+        norm_cfg=dict(requires_grad=False),
+        deform=dict(stages=(False, False, False, True), modulated=False),
+    ),
+)

@@ -1,0 +1,7 @@
+# Written by tools/make_rows.py.
+_base_ = [
+    "../_base_/models/mask-rcnn_r50_dc5.py",
+    "../_base_/datasets/coco_instance.py",
+    "../_base_/schedules/schedule_1x.py",
+    "../_base_/default_runtime.py",
+]
