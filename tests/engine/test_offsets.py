@@ -262,7 +262,8 @@ def test_a_shared_branch_is_measured_over_all_maps_of_the_images():
     spy.remove()
     size = torch.tensor([[38.0, 27], [4, 4], [130, 145]])  # two of the first map, one of the second
     lengths = (0.1 * torch.cat(offsets) * size[:, :, None, None]).norm(dim=1)
-    runner.model = lambda: [extractor(maps, rois), extractor(maps, rois + 1)]
+    one = torch.tensor([0.0, 1, 1, 1, 1])
+    runner.model = lambda: [extractor(maps, rois), extractor(maps, rois + one)]
     runner.step(hook)
     [(_, found)] = runner.logged
     assert found["offsets/0.roi_layers.0/mean"] == pytest.approx(float(lengths.mean()), rel=1e-4)

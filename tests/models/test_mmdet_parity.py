@@ -88,7 +88,7 @@ def predictions(model):
 def test_deformable_backbone_gives_the_results_of_mmcv(theirs, ours, from_mmcv):
     theirs = build(f"mmdet::{theirs}")
     scramble(theirs)
-    ours = build(CONFIGS / f"faster-rcnn_r50_fpn_{ours}_1x_coco.py")
+    ours = build(CONFIGS / f"faster-rcnn_r50-{ours}_fpn_1x_coco.py")
     ours.load_state_dict(theirs.state_dict(), strict=True)
 
     expected_losses, expected = from_mmcv(lambda: (losses(theirs), predictions(theirs)))
@@ -105,18 +105,18 @@ def test_deformable_backbone_gives_the_results_of_mmcv(theirs, ours, from_mmcv):
 
 
 @pytest.mark.parametrize(
-    ("theirs", "pool"),
+    ("theirs", "pool", "layout"),
     [
-        ("dcnv2/faster-rcnn_r50_fpn_mdpool_1x_coco.py", "mdpool"),
-        ("dcn/faster-rcnn_r50_fpn_dpool_1x_coco.py", "dpool"),
+        ("dcnv2/faster-rcnn_r50_fpn_mdpool_1x_coco.py", "mdpool", dict(shared_fc=False)),
+        ("dcn/faster-rcnn_r50_fpn_dpool_1x_coco.py", "dpool", dict(fc_channels=1024)),
     ],
 )
-def test_deformable_pooling_runs_without_a_gpu(theirs, pool):
+def test_deformable_pooling_runs_without_a_gpu(theirs, pool, layout):
     """mmcv's deformable RoI pooling has no CPU kernel, so values are compared in tests/dcn."""
     theirs = build(f"mmdet::{theirs}")
     scramble(theirs)
     ours = build(
-        CONFIGS / "faster-rcnn_r50_fpn_1x_coco.py", pool=pool, deform=dict(shared_fc=False)
+        CONFIGS / "faster-rcnn_r50_fpn_1x_coco.py", pool=pool, deform=dict(layout, per_level=True)
     )
     ours.load_state_dict(theirs.state_dict(), strict=True)
     assert all(scores.isfinite().all() for _, scores, _ in predictions(ours))
