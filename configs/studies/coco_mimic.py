@@ -1,6 +1,6 @@
-# The form of the paper's table of feature mimicking: what is mimicked.
+# The paper's Table 3: what is mimicked.
 title = "COCO: feature mimicking"
-base = "../dcnv2/faster-rcnn_r50_fpn_mdconv-c3-c5_mdpool_mimic_1x_coco.py"
+base = "../dcnv2/faster-rcnn_r50-mdconv-c3-c5_dc5_mdpool_mimic_16e-1000px_coco.py"
 rows = [
     dict(name="mdconv c3-c5 + mdpool", mimic="off"),
     dict(name="mdconv c3-c5 + mdpool, mimic both", mimic="both"),

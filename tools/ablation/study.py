@@ -18,7 +18,7 @@ KEYS = {"title": str, "base": str, "axes": dict, "rows": list, "seeds": list}
 KEYS |= dict.fromkeys(("baseline", "options", "pictures"), dict)
 CHOICES = {
     "conv": ("dconv", "mdconv"),
-    "pool": ("align", "dpool", "mdpool"),
+    "pool": ("roipool", "align", "dpool", "mdpool"),
     "mimic": ("off", "foreground", "background", "both"),
 }
 AXES = ("layers", "stages", *CHOICES)  # with a name of their own

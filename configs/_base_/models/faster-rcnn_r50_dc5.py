@@ -6,7 +6,12 @@ model = dict(
     type="MimicTwoStageDetector",
     backbone=dict(type="DeformResNet", out_indices=(2, 3)),
     neck=dict(type="DC5Neck", in_channels=2048, out_channels=256),
-    rpn_head=dict(type="Conv4RPNHead", in_channels=1024, feat_channels=512),
+    rpn_head=dict(
+        type="Conv4RPNHead",
+        in_channels=1024,
+        feat_channels=512,
+        loss_bbox=dict(type="SmoothL1Loss", beta=1 / 9),
+    ),
     roi_head=dict(
         bbox_roi_extractor=dict(
             _delete_=True,
@@ -15,6 +20,6 @@ model = dict(
             out_channels=256,
             featmap_strides=[16],
         ),
-        bbox_head=dict(in_channels=256),
+        bbox_head=dict(in_channels=256, loss_bbox=dict(type="SmoothL1Loss", beta=1.0)),
     ),
 )
