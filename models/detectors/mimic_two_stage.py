@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class MimicTwoStageDetector(TwoStageDetector):
         self.mimic = None
         if mimic is None:
             return
-        head = self._box_head
+        head = self.box_head
         if not hasattr(getattr(head, "fc_cls", None), "in_features"):
             raise ValueError(
                 "mimic: needs a box head that classifies with a layer called fc_cls, as "
@@ -77,7 +78,8 @@ class MimicTwoStageDetector(TwoStageDetector):
         self.mimic = FeatureMimic(head.fc_cls.in_features, head.num_classes, **mimic)
 
     @property
-    def _box_head(self) -> nn.Module | None:
+    def box_head(self) -> nn.Module | None:
+        """The RoI head's box head; of a cascade, the last."""
         head = getattr(self.roi_head, "bbox_head", None)
         return head[-1] if isinstance(head, nn.ModuleList) else head
 
@@ -87,7 +89,7 @@ class MimicTwoStageDetector(TwoStageDetector):
             return super().loss(batch_inputs, batch_data_samples)
         with (
             calls_of(self.roi_head, "bbox_loss") as sampled,
-            calls_of(self._box_head.fc_cls, "forward") as classified,
+            calls_of(self.box_head.fc_cls, "forward") as classified,
         ):
             losses = super().loss(batch_inputs, batch_data_samples)
         features = next(iter(classified[-1].values()))
@@ -126,20 +128,26 @@ class MimicTwoStageDetector(TwoStageDetector):
         whole = crops.new_zeros(len(crops), 5, dtype=torch.float32)
         whole[:, 0] = torch.arange(len(crops))
         whole[:, 3:] = crops.shape[-1]
+        with batch_statistics(self):
+            return self.features_of(self.extract_feat(crops), whole)
+
+    def features_of(self, maps: tuple[Tensor, ...], rois: Tensor) -> Tensor:
+        """What the box head's classifier sees of RoIs [K, 5] on these maps: [K, C]."""
         stages = self.roi_head.bbox_head
         stage = (len(stages) - 1,) if isinstance(stages, nn.ModuleList) else ()
-        with batch_statistics(self), calls_of(self._box_head.fc_cls, "forward") as classified:
-            self.roi_head._bbox_forward(*stage, self.extract_feat(crops), whole)
+        with calls_of(self.box_head.fc_cls, "forward") as classified:
+            self.roi_head._bbox_forward(*stage, maps, rois)
         return next(iter(classified[-1].values()))
 
 
 @contextmanager
 def calls_of(owner: object, name: str) -> Iterator[list[dict[str, Any]]]:
     """The calls of a method of `owner` within the block: each one's arguments by name."""
-    method = getattr(owner, name)
+    method, own = getattr(owner, name), vars(owner).get(name)
     signature = inspect.signature(method)
     calls = []
 
+    @wraps(method)
     def noted(*args, **kwargs):
         calls.append(signature.bind(*args, **kwargs).arguments)
         return method(*args, **kwargs)
@@ -148,4 +156,7 @@ def calls_of(owner: object, name: str) -> Iterator[list[dict[str, Any]]]:
     try:
         yield calls
     finally:
-        delattr(owner, name)  # of the instance: the class's shows again
+        if own is None:
+            delattr(owner, name)  # of the instance: the class's shows again
+        else:
+            setattr(owner, name, own)

@@ -25,17 +25,10 @@ class _Options(DictAction):
 def config_parser(description):
     """An ArgumentParser with the flags of mmdet's tools that concern the config."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("config", help="path of the config file")
+    add_config(parser)
     parser.add_argument(
         "--work-dir",
         help="folder of logs and checkpoints (default: work_dirs/ and the config's path)",
-    )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=_Options,
-        metavar="KEY=VALUE",
-        help="override settings of the config, for example train_cfg.max_epochs=1",
     )
     add_amp(parser)
     parser.add_argument(
@@ -45,6 +38,18 @@ def config_parser(description):
         help="who started the processes (pytorch: torchrun)",
     )
     return parser
+
+
+def add_config(parser):
+    """Add the config and the flag that changes it."""
+    parser.add_argument("config", help="path of the config file")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=_Options,
+        metavar="KEY=VALUE",
+        help="override settings of the config, for example train_cfg.max_epochs=1",
+    )
 
 
 def add_amp(parser):
