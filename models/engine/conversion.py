@@ -69,10 +69,51 @@ MMDETECTION_1 = [
     *MMDETECTION,
 ]
 
+
+def _ratios_first(width: int):
+    """Of the RPN's layers, where anchors are sorted by size and then by shape; here the other way.
+
+    Args:
+        width: rows of each anchor, of which there are three shapes.
+    """
+
+    def reorder(value: Tensor) -> Tensor:
+        return value.unflatten(0, (-1, 3, width)).transpose(0, 1).flatten(0, 2)
+
+    return reorder
+
+
+BODY = r"(?:backbone\.)?(?:bottom_up\.)?"  # none in a classifier, one without an FPN
+RPN = r"proposal_generator\.rpn_head\."
+DETECTRON2 = [
+    Rule(BODY + r"stem\.conv1\.weight", "backbone.conv1.weight"),
+    Rule(BODY + r"stem\.conv1\.norm\.(.+)", "backbone.bn1.{}"),
+    Rule(BODY + r"res(\d)\.(\d+)\.conv(\d)\.weight", "backbone.layer{}.{}.conv{}.weight", 1),
+    Rule(BODY + r"res(\d)\.(\d+)\.conv(\d)\.norm\.(.+)", "backbone.layer{}.{}.bn{}.{}", 1),
+    # 27 channels: 18 offsets, y and x of one point after the other, and 9 masks, as here.
+    Rule(
+        BODY + r"res(\d)\.(\d+)\.conv2_offset\.(.+)", "backbone.layer{}.{}.conv2.conv_offset.{}", 1
+    ),
+    Rule(BODY + r"res(\d)\.(\d+)\.shortcut\.weight", "backbone.layer{}.{}.downsample.0.weight", 1),
+    Rule(BODY + r"res(\d)\.(\d+)\.shortcut\.norm\.(.+)", "backbone.layer{}.{}.downsample.1.{}", 1),
+    Rule(r"backbone\.fpn_lateral(\d)\.(weight|bias)", "neck.lateral_convs.{}.conv.{}", 2),
+    Rule(r"backbone\.fpn_output(\d)\.(weight|bias)", "neck.fpn_convs.{}.conv.{}", 2),
+    Rule(RPN + r"conv\.(weight|bias)", "rpn_head.rpn_conv.{}"),
+    Rule(RPN + r"objectness_logits\.(.+)", "rpn_head.rpn_cls.{}", rows=_ratios_first(1)),
+    Rule(RPN + r"anchor_deltas\.(.+)", "rpn_head.rpn_reg.{}", rows=_ratios_first(4)),
+    Rule(r"roi_heads\.box_head\.fc(\d)\.(.+)", "roi_head.bbox_head.shared_fcs.{}.{}", 1),
+    Rule(r"roi_heads\.box_predictor\.cls_score\.(.+)", "roi_head.bbox_head.fc_cls.{}"),
+    Rule(r"roi_heads\.box_predictor\.bbox_pred\.(.+)", "roi_head.bbox_head.fc_reg.{}"),
+    Rule(r"roi_heads\.mask_head\.mask_fcn(\d)\.(.+)", "roi_head.mask_head.convs.{}.conv.{}", 1),
+    Rule(r"roi_heads\.mask_head\.deconv\.(.+)", "roi_head.mask_head.upsample.{}"),
+    Rule(r"roi_heads\.mask_head\.predictor\.(.+)", "roi_head.mask_head.conv_logits.{}"),
+]
+
 # Patterns of keys by which a library is known, each of which some key has to match; its rules.
 LIBRARIES = {
     "mmdetection 1": ([HEADS + r"\.fc_cls\.weight)"], MMDETECTION_1),
-    "mmdetection": ([r"backbone\.layer1\.0\.conv1\.weight"], MMDETECTION),
+    "detectron2": ([BODY + r"stem\.conv1\.weight"], DETECTRON2),
+    "mmdetection 2": ([r"backbone\.layer1\.0\.conv1\.weight"], MMDETECTION),
 }
 
 
