@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from dcndet.models.engine import load_weights
+from dcndet.models.engine import CheckpointError, load_weights
 from dcndet.models.engine.conversion import convert_file, convert_state
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -425,6 +425,113 @@ def test_classifier_of_detectron2():
         "backbone.layer4.2.bn3.bias": 3,
     }
     assert done.left_out == ["linear.weight"]
+
+
+# ----------------------------------------------------------------------------------- torchvision
+
+
+def randomise(model):
+    """Statistics and predictions as of a model that was trained."""
+    torch.manual_seed(4)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(std=0.1)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "type", "backbone"),
+    [
+        ("resnet50", "DeformResNet", dict(depth=50)),
+        ("resnet18", "DeformResNet", dict(depth=18)),
+        ("resnext50_32x4d", "DeformResNeXt", dict(depth=50, groups=32, base_width=4)),
+    ],
+)
+@torch.no_grad()
+def test_resnets_of_torchvision(name, type, backbone):
+    theirs = randomise(torchvision.models.get_model(name, weights=None))
+    done = convert_state(theirs.state_dict(), name)
+    assert done.left_out == ["fc.weight", "fc.bias"]
+    ours = MODELS.build(dict(type=type, **backbone))
+    ours.eval()
+    loaded({key.removeprefix("backbone."): value for key, value in done.state.items()}, ours)
+    x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(picture()))))
+    stages = [x := getattr(theirs, f"layer{i}")(x) for i in range(1, 5)]
+    close(ours(picture()), stages)
+
+
+def of_torchvision_0_12(state):
+    """Names before Conv2dNormActivation."""
+    old = {}
+    for key, value in state.items():
+        key = re.sub(r"(inner_blocks|layer_blocks)\.(\d)\.0\.", r"\1.\2.", key)
+        key = key.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
+        key = re.sub(r"mask_head\.(\d)\.0\.", lambda m: f"mask_head.mask_fcn{int(m[1]) + 1}.", key)
+        old[key] = value
+    return old
+
+
+# COCO's ids, which run to 90, of its 80 classes.
+UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+KEPT = [i for i in range(1, 91) if i not in UNUSED]
+
+
+@pytest.mark.parametrize("names", [dict, of_torchvision_0_12])
+@torch.no_grad()
+def test_mask_rcnn_of_torchvision(names):
+    theirs = randomise(
+        torchvision.models.detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    )
+    done = convert_state(names(theirs.state_dict()), "maskrcnn")
+    assert done.left_out == []
+    ours = build("mmdet::_base_/models/mask-rcnn_r50_fpn.py", type="DeformResNet")
+    loaded(done.state, ours)
+
+    maps = list(theirs.backbone(picture()).values())
+    close(ours.neck(ours.backbone(picture())), maps)
+    for actual, expected in zip(ours.rpn_head(maps), theirs.rpn.head(maps), strict=True):
+        close(actual, expected)
+    pooled = torch.randn(5, 256, 7, 7)
+    scores, deltas = theirs.roi_heads.box_predictor(theirs.roi_heads.box_head(pooled))
+    deltas = deltas.view(5, 91, 4)[:, KEPT].flatten(1)
+    close(ours.roi_head.bbox_head(pooled), [scores[:, [*KEPT, 0]], deltas])
+    pooled = torch.randn(5, 256, 14, 14)
+    masks = theirs.roi_heads.mask_predictor(theirs.roi_heads.mask_head(pooled))
+    close([ours.roi_head.mask_head(pooled)], [masks[:, KEPT]])
+
+
+@torch.no_grad()
+def test_faster_rcnn_of_torchvision_with_classes_of_its_own():
+    theirs = torchvision.models.detection.fasterrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=4
+    )
+    state = convert_state(theirs.state_dict(), "fasterrcnn").state
+    pooled = torch.randn(5, 1024)
+    scores, deltas = theirs.roi_heads.box_predictor(pooled)
+    head = {key.removeprefix("roi_head.bbox_head."): value for key, value in state.items()}
+    close(
+        [
+            F.linear(pooled, head["fc_cls.weight"], head["fc_cls.bias"]),
+            F.linear(pooled, head["fc_reg.weight"], head["fc_reg.bias"]),
+        ],
+        [scores[:, [1, 2, 3, 0]], deltas[:, 4:]],
+    )
+
+
+def test_second_versions_of_torchvisions_detectors_are_refused():
+    """They have two convolutions in the RPN and four in the box head, all normalised."""
+    theirs = torchvision.models.detection.fasterrcnn_resnet50_fpn_v2(
+        weights=None, weights_backbone=None
+    )
+    with pytest.raises(
+        CheckpointError, match=r"v2\.pth.*no ResNet's and no Faster or Mask R-CNN's"
+    ):
+        convert_state(theirs.state_dict(), "v2.pth")
 
 
 # ------------------------------------------------------------------------------------- the file
