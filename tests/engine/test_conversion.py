@@ -534,6 +534,52 @@ def test_second_versions_of_torchvisions_detectors_are_refused():
         convert_state(theirs.state_dict(), "v2.pth")
 
 
+# -------------------------------------------------------------------- configs of docs/weights.md
+
+
+def documented(number, tmp_path):
+    """The model of one of the page's configs, as a user would save it."""
+    text = (ROOT / "docs" / "weights.md").read_text()
+    config = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[number]
+    (tmp_path / "config.py").write_text(config.replace('"../dcnv2/', f'"{CONFIGS}/'))
+    return build(tmp_path / "config.py")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_regions_are_pooled_as_torchvision_does(number, tmp_path):
+    extract = documented(number, tmp_path).roi_head.bbox_roi_extractor
+    torch.manual_seed(5)
+    maps = [torch.randn(1, 256, 128 >> i, 128 >> i) for i in range(4)]
+    boxes = 300 * torch.rand(40, 4)
+    boxes[:, 2:] = boxes[:, :2] + 200 * torch.rand(40, 2) + 1
+    pool = torchvision.ops.MultiScaleRoIAlign(list("0123"), output_size=7, sampling_ratio=2)
+    expected = pool(dict(zip("0123", maps, strict=True)), [boxes], [(512, 512)])
+    actual = extract(maps, torch.cat([torch.zeros(40, 1), boxes], dim=1))
+    torch.testing.assert_close(actual, expected)
+
+
+def test_anchors_and_boxes_of_mmdetection_1(tmp_path):
+    model = documented(0, tmp_path)
+    for anchors, stride in zip(
+        model.rpn_head.prior_generator.base_anchors, (4, 8, 16, 32, 64), strict=True
+    ):
+        ratios = torch.tensor([0.5, 1.0, 2.0])
+        size = torch.stack([stride * 8 / ratios.sqrt(), stride * 8 * ratios.sqrt()], dim=1)
+        center = 0.5 * (stride - 1)
+        expected = torch.cat([center - 0.5 * (size - 1), center + 0.5 * (size - 1)], dim=1)
+        assert torch.equal(anchors, expected.round())
+    for coder in (model.rpn_head.bbox_coder, model.roi_head.bbox_head.bbox_coder):
+        box = torch.tensor([[10.0, 20, 29, 59]])  # 20 by 40 pixels, the last ones included
+        assert coder.decode(box, torch.zeros(1, 4)).tolist() == [[9.5, 19.5, 29.5, 59.5]]
+        delta = coder.encode(box, torch.tensor([[10.0, 20, 49, 59]]))[0, 2] * coder.stds[2]
+        assert delta.item() == pytest.approx(math.log(2))
+
+
+def test_batch_normalisation_of_torchvisions_published_detectors(tmp_path):
+    norms = [m for m in documented(1, tmp_path).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {norm.eps for norm in norms} == {0.0}
+
+
 # ------------------------------------------------------------------------------------- the file
 
 
