@@ -240,7 +240,7 @@ def convert_file(source: str, out: str | Path, overwrite: bool = False) -> Conve
     if Path(source).suffix == ".pkl":
         checkpoint = load_arrays(source)
     else:
-        checkpoint = CheckpointLoader.load_checkpoint(str(source), map_location="cpu")
+        checkpoint = CheckpointLoader.load_checkpoint(str(source), "cpu", logger="silent")
     state = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise CheckpointError(f"{source} holds no weights by name")
