@@ -28,7 +28,7 @@ from mmengine.runner import (
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from .errors import CheckpointError
-from .plain import STAND_INS, is_history, is_plain
+from .plain import STAND_INS, ArrayUnpickler, is_history, is_plain, to_plain
 from .screen import say
 
 TRAINING_ONLY = "mimic."  # the auxiliary classifier of feature mimicking
@@ -113,6 +113,24 @@ def load_from_local(filename, map_location=None, mmap=None):
     return _read(
         path, lambda: torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     )
+
+
+def load_arrays(filename):
+    """Load a pickle of numpy's arrays by name, as detectron2 publishes its weights, as tensors.
+
+    Raises:
+        CheckpointError: there is no such file, it holds anything but arrays and plain values, or it
+            is damaged.
+    """
+    path = Path(filename).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint not found: {path}")
+
+    def load():
+        with open(path, "rb") as file:
+            return to_plain(ArrayUnpickler(file).load(), path.name)
+
+    return _read(path, load)
 
 
 @CheckpointLoader.register_scheme(prefixes=("http://", "https://"), force=True)

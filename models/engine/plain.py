@@ -7,6 +7,7 @@ pickles: they take numbers, and the bytes of numbers, and call nothing that a fi
 
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 
 import numpy as np
@@ -155,3 +156,19 @@ STAND_INS = [
         for core in ("core", "_core")
     ),
 ]
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Reads pickles of numpy's arrays, which torch.load does not take, by their stand-ins."""
+
+    def find_class(self, module, name):
+        known = {called: stand_in for stand_in, called in STAND_INS if called.startswith("numpy.")}
+        known |= {"_codecs.encode": _bytes, "collections.OrderedDict": OrderedDict}
+        if f"{module}.{name}" not in known:
+            raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {module}.{name}")
+        return known[f"{module}.{name}"]
+
+
+def _bytes(text, encoding):
+    """In place of codecs.encode, by which protocol 2 has bytes."""
+    return text.encode("latin1")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from dcndet.models.engine import CheckpointError, load_weights
 from dcndet.models.engine import checkpoint as checkpoint_module
+from dcndet.models.engine.checkpoint import load_arrays
 from dcndet.models.engine.plain import from_plain, to_plain
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModule
@@ -75,6 +76,46 @@ def test_a_pickle_calls_no_constructor_of_numpy(content, tmp_path):
     torch.save({"meta": content}, path)
     with pytest.raises(CheckpointError, match=r"evil\.pth"):
         load(path)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_pickled_arrays_are_read_as_tensors(protocol, tmp_path):
+    weights = {
+        "float": np.float32([[1, 2, 3], [4, 5, 6]]),
+        "column-major": np.asfortranarray(np.float64([[1, 2], [3, 4]])),
+        "big-endian": np.array([1, 2], ">i4"),
+        "count": np.array(7),
+    }
+    content = {"model": OrderedDict(weights), "__author__": "someone"}
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(pickle.dumps(content, protocol))
+    read = load_arrays(path)
+    assert read["__author__"] == "someone"
+    assert read["model"].keys() == weights.keys()
+    for key, value in weights.items():
+        native = torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
+        assert torch.equal(read["model"][key], native)
+        assert read["model"][key].dtype == native.dtype
+
+
+def test_a_pickle_of_arrays_that_holds_more_is_refused_and_not_executed(tmp_path):
+    marker = tmp_path / "executed"
+    path = tmp_path / "evil.pkl"
+    for content, message in (
+        (Runs(os.mkdir, str(marker)), r"evil\.pkl.*mkdir.*could run code"),
+        (Runs(getattr, np.ones(1), "dump"), r"evil\.pkl.*getattr.*could run code"),
+        (ARRAY, r"evil\.pkl"),
+        (Runs(np.dtype, "O"), r"evil\.pkl.*numpy\.dtype"),
+        (np.array([{}], dtype=object), r"evil\.pkl.*numpy\.dtype"),
+    ):
+        path.write_bytes(pickle.dumps({"model": {"weight": content}}))
+        with pytest.raises(CheckpointError, match=message):
+            load_arrays(path)
+    for content in (b"", b"not a pickle", pickle.dumps({"a": np.ones(9)})[:-20]):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"evil\.pkl: truncated or not a checkpoint"):
+            load_arrays(path)
+    assert not marker.exists()
 
 
 def test_getattr_in_a_checkpoint_reaches_nothing(tmp_path):
