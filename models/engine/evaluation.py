@@ -15,7 +15,8 @@ def evaluate(cfg, out=None, show_dir=None, show_score_thr=0.3, amp=None):
 
     Args:
         cfg (Config): What to run; it is changed.
-        out (str, optional): File for the detections, as COCO result JSON.
+        out (str, optional): File for the detections, as COCO result JSON. Masks go to a file
+            beside it, ``NAME.segm.json``.
         show_dir (str, optional): Folder for the test images, drawn as annotated and as found.
         show_score_thr (float): Detections with a lower score are not drawn.
         amp (torch.dtype, optional): The type that autocast computes in.
@@ -57,4 +58,6 @@ def evaluate(cfg, out=None, show_dir=None, show_score_thr=0.3, amp=None):
     metrics = runner.test()
     if runner.rank == 0:
         os.replace(f"{out}.bbox.json", out)
+        if (masks := Path(f"{out}.segm.json")).exists():
+            os.replace(masks, Path(out).with_suffix(".segm.json"))
     return metrics

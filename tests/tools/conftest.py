@@ -27,6 +27,7 @@ def write_squares(folder):
         annotations.append(
             {"id": i + 1, "image_id": i, "category_id": 1, "iscrowd": 0, "area": size * size}
             | {"bbox": [x, y, size, size]}
+            | {"segmentation": [[x, y, x + size, y, x + size, y + size, x, y + size]]}
         )
     categories = [{"id": 1, "name": "square"}]
     (folder / "annotations.json").write_text(

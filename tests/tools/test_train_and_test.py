@@ -87,6 +87,22 @@ def test_a_run_stopped_in_its_last_evaluation_makes_up_for_it(trained, tmp_path)
     assert line["coco/bbox_mAP"] == expected["coco/bbox_mAP"]
 
 
+def test_mask_rcnn_trains_and_is_tested(tmp_path, capfd):
+    config = str(Path(CONFIG).with_name("tiny_mask.py"))
+    assert run("train.py", config, "--work-dir", tmp_path) is None
+    lines = scalars(tmp_path)
+    assert all(line["loss_mask"] > 0 and "loss_mimic" in line for line in lines if "loss" in line)
+    assert [line["step"] for line in lines if "coco/segm_mAP" in line] == [1, 2]
+    assert "offsets/roi_head.mask_roi_extractor.roi_layers.0/mean" in {k for x in lines for k in x}
+    out = tmp_path / "found.json"
+    assert run("test.py", config, tmp_path / "epoch_2.pth", "--out", out) is None
+    assert "Evaluating segm..." in capfd.readouterr().out
+    assert "bbox" in json.loads(out.read_text())[0]
+    masks = json.loads((tmp_path / "found.segm.json").read_text())
+    assert masks[0]["segmentation"]["size"] == [64, 64]
+    assert not list(tmp_path.glob("found.json.*"))
+
+
 def test_test_prints_the_table_and_writes_json_and_pictures(trained, tmp_path, capfd):
     out, show = tmp_path / "new" / "results.bbox.json", tmp_path / "pictures"
     outputs = ["--out", out, "--show-dir", show, "--work-dir", tmp_path / "work"]
