@@ -6,6 +6,7 @@ They are a plain library, which `dcn` loads with ctypes: one wheel serves every 
 import hashlib
 import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -49,6 +50,14 @@ class BuildKernels(build_ext):
             compile_file(obj, src, ext, cc_args, flags, pp_opts)
 
         self.compiler._compile = with_flags
+        compile_files = self.compiler.compile
+
+        def at_once(sources, **settings):
+            with ThreadPoolExecutor() as pool:
+                parts = pool.map(lambda source: compile_files([source], **settings), sources)
+                return [name for part in parts for name in part]
+
+        self.compiler.compile = at_once
         super().build_extension(ext)
 
 
