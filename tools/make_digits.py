@@ -16,12 +16,24 @@ def main():
     parser = argparse.ArgumentParser(
         description="Make a COCO-format dataset of warped handwritten digits, without a download."
     )
-    parser.add_argument("--root", default="data/digits", help="folder of the set (%(default)s)")
+    parser.add_argument(
+        "--root", help="folder of the set (data/digits, or data/digits_clutter-LEVEL)"
+    )
     parser.add_argument("--num-train", type=int, default=1000, help="images (%(default)s)")
     parser.add_argument("--num-val", type=int, default=200, help="images (%(default)s)")
     parser.add_argument("--size", type=int, default=128, help="pixels a side (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    parser.add_argument(
+        "--clutter",
+        type=float,
+        default=0,
+        metavar="LEVEL",
+        help="fragments of digits of other classes around each digit, LEVEL of them on average; "
+        "they hide no digit and are not annotated (%(default)s)",
+    )
     args = parser.parse_args()
+    if args.root is None:
+        args.root = f"data/digits_clutter-{args.clutter:g}" if args.clutter else "data/digits"
 
     start = time.perf_counter()
     if make_digits(**vars(args)):
