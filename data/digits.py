@@ -1,12 +1,15 @@
-"""A detection set made on the spot: warped handwritten digits on textured backgrounds.
+"""Sets made on the spot: warped handwritten digits on textured backgrounds.
 
 The handwriting is scikit-learn's ``load_digits``: 1797 digits of 8x8 pixels. Each one is scaled,
 rotated, sheared and bent as it is drawn, so that a class shows itself in strokes whose places and
 directions vary: what deformable layers are made for.
+
+:func:`make_digits` makes a detection set, :func:`make_crops` one of single digits to pre-train on.
 """
 
 import json
 import math
+import shutil
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -17,14 +20,16 @@ from pycocotools import mask as rle
 from scipy import ndimage
 from sklearn.datasets import load_digits
 
-from .coco import write_annotations
+from .coco import write_annotations, write_json
 from .errors import DataError
 
 CLASSES = tuple("0123456789")
 DESCRIPTION = "warped handwritten digits"
+CROPS = "crops of warped handwritten digits"
 VERSION = 2  # of the drawing: a set of another version is made anew
 GRID = 8  # side of an image of load_digits, in pixels
 VAL_SHARE = 0.2  # of each class's handwriting
+CROPS_VAL_SHARE = 0.1  # of the rest, for the crops
 MAX_ROTATION = np.deg2rad(40)  # below the angle where a 6 becomes a 9
 MAX_OVERLAP = 0.05  # of a digit's box by another's
 CUT_ANGLE = np.deg2rad(25)  # of a fragment's edges, from upright
@@ -79,10 +84,7 @@ def make_digits(root, num_train=1000, num_val=200, size=128, seed=0, clutter=0):
     Raises:
         DataError: an argument is out of range, or ``root`` holds annotations of something else.
     """
-    limits = {"num_train": (num_train, 1), "num_val": (num_val, 1), "size": (size, 64)}
-    for name, (value, least) in {**limits, "seed": (seed, 0)}.items():
-        if value < least:
-            raise DataError(f"{name} is {value}, expected at least {least}")
+    _check(num_train, num_val, size, seed)
     if not 0 <= clutter < math.inf:
         raise DataError(f"clutter is {clutter}, expected a finite number, at least 0")
     root = Path(root)
@@ -96,7 +98,7 @@ def make_digits(root, num_train=1000, num_val=200, size=128, seed=0, clutter=0):
         "clutter": clutter,
     }
     files = [root / "annotations" / f"{split}.json" for split in ("train", "val")]
-    if [_read_info(file) for file in files] == [info, info]:
+    if [_read_info(file, DESCRIPTION) for file in files] == [info, info]:
         return False
     for file in files:
         file.unlink(missing_ok=True)
@@ -116,13 +118,73 @@ def make_digits(root, num_train=1000, num_val=200, size=128, seed=0, clutter=0):
     return True
 
 
-def _read_info(file):
-    """The info of an annotation file that make_digits wrote, None where there is no file."""
+def make_crops(root, num_train=8000, num_val=1000, size=64, seed=0):
+    """Make a classification set of single warped digits, unless ``root`` holds that very set.
+
+    Writes ``root/{train,val}/<class>/*.png``, as torchvision's ImageFolder reads it, and
+    ``root/info.json``; the set appears whole or not at all. Its handwriting is the *training*
+    handwriting of the detection sets of the same seed, a tenth of it for ``val``: a network that
+    is trained and chosen on it has not seen what those sets are evaluated on. There is no clutter.
+
+    Args:
+        root (str | Path): folder of the set. An older set of crops in it is replaced.
+        num_train (int): images to train on.
+        num_val (int): images to evaluate on.
+        size (int): side of the square images in pixels, at least 64. A digit is 3/8 to 9/8 of it
+            high before it is warped, and lies within the image.
+        seed (int): not negative.
+
+    Returns:
+        bool: whether the set was made; False if it was there.
+
+    Raises:
+        DataError: an argument is out of range, or ``root`` holds something else.
+    """
+    _check(num_train, num_val, size, seed)
+    root = Path(root)
+    info = {"description": CROPS, "version": VERSION, "num_train": num_train, "num_val": num_val}
+    info |= {"size": size, "seed": seed}
+    found = _read_info(root / "info.json", CROPS)
+    if found == info:
+        return False
+    if found is None and root.is_dir() and any(root.iterdir()):
+        raise DataError(f"{root} is not a set of digits: give another folder, or remove it")
+
+    part = root.with_name(f"{root.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    train, val = zip(
+        *(_divide(ink, CROPS_VAL_SHARE) for ink in _split_handwriting(seed)[0]), strict=True
+    )
+    for i, (split, pool, count) in enumerate([("train", train, num_train), ("val", val, num_val)]):
+        for label in CLASSES:
+            (part / split / label).mkdir(parents=True)
+        for image_id in range(1, count + 1):
+            # 2 and 3: the detection sets draw from 0 and 1.
+            image, digits = _draw_image(
+                [seed, 2 + i, image_id], size, pool, counts=(1, 1), least=3 / 8
+            )
+            path = part / split / CLASSES[digits[0].label] / f"{image_id:05d}.png"
+            Image.fromarray(image).save(path, compress_level=1)
+    write_json(part / "info.json", {"info": info})
+    shutil.rmtree(root, ignore_errors=True)
+    part.rename(root)
+    return True
+
+
+def _check(num_train, num_val, size, seed):
+    limits = {"num_train": (num_train, 1), "num_val": (num_val, 1), "size": (size, 64)}
+    for name, (value, least) in {**limits, "seed": (seed, 0)}.items():
+        if value < least:
+            raise DataError(f"{name} is {value}, expected at least {least}")
+
+
+def _read_info(file, description):
+    """The info of a file that was written here, None where there is no file."""
     if not file.exists():
         return None
     try:
         info = json.loads(file.read_text(encoding="utf-8"))["info"]
-        ours = info["description"] == DESCRIPTION
+        ours = info["description"] == description
     except (ValueError, KeyError, TypeError):
         ours = False
     if not ours:
@@ -137,10 +199,15 @@ def _split_handwriting(seed):
     train, val = [], []
     for label in range(len(CLASSES)):
         ink = rng.permutation(digits.images[digits.target == label] / 16)
-        cut = round(len(ink) * VAL_SHARE)
-        val.append(ink[:cut])
-        train.append(ink[cut:])
+        for pool, part in zip((train, val), _divide(ink, VAL_SHARE), strict=True):
+            pool.append(part)
     return train, val
+
+
+def _divide(ink, share):
+    """All of a class's handwriting but a share of it, and that share."""
+    cut = round(len(ink) * share)
+    return ink[cut:], ink[:cut]
 
 
 def _annotation(digit, size):
@@ -160,11 +227,17 @@ def _window(digit):
     return np.s_[y : y + h, x : x + w]
 
 
-def _draw_image(seed, size, pool, clutter=0):
-    """An image with three to five digits.
+def _draw_image(seed, size, pool, clutter=0, counts=(3, 5), least=3 / 16):
+    """An image with some digits.
 
     Args:
         seed (Sequence[int]): what the image is drawn from.
+        size (int): its side in pixels.
+        pool (Sequence): handwriting by class.
+        clutter (float): fragments per digit on average.
+        counts (tuple[int, int]): the smallest and the largest number of digits.
+        least (float): height of the smallest digits, as a share of ``size``; three times that is
+            the largest.
 
     Returns:
         uint8 array [size, size, 3], RGB, and the digits.
@@ -172,12 +245,12 @@ def _draw_image(seed, size, pool, clutter=0):
     rng = np.random.default_rng(seed)
     image = _background(rng, size)
     digits = []
-    count = rng.integers(3, 6)
+    count = rng.integers(*counts, endpoint=True)
     # A large digit may leave no room for another one: draw again, and a smaller one will come.
     while len(digits) < count:
         label = int(rng.integers(len(CLASSES)))
         handwriting = pool[label][rng.integers(len(pool[label]))]
-        height = size * 3 / 16 * 3 ** rng.random()
+        height = size * least * 3 ** rng.random()
         ink = _draw_digit(rng, handwriting, height)
         h, w = ink.shape
         if max(h, w) > size:

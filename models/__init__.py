@@ -7,13 +7,14 @@ from . import mmcv_ext
 mmcv_ext.register()  # before anything imports mmdet
 
 with quiet_import():
-    from . import backbones, detectors, engine, roi_heads, visualization
+    from . import backbones, classifiers, detectors, engine, roi_heads, visualization
     from .inference import Detections, Detector
 
 __all__ = [
     "Detections",
     "Detector",
     "backbones",
+    "classifiers",
     "detectors",
     "engine",
     "roi_heads",

