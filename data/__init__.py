@@ -1,8 +1,8 @@
-"""Detection data: registers DetectionDataset, DetectionMetric and two transforms with mmdet."""
+"""Datasets, DetectionMetric and two transforms, registered with mmdet."""
 
 from dcndet import quiet_import
 
 with quiet_import():
-    from . import coco, loading
+    from . import coco, image_folder, loading
 
-__all__ = ["coco", "loading"]
+__all__ = ["coco", "image_folder", "loading"]

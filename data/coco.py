@@ -407,8 +407,9 @@ def write_annotations(path, classes, images, annotations, info):
         path (pathlib.Path): the file; its folder is made.
         classes (Sequence[str]): the categories, with the ids 1, 2, ... in this order.
         images (list[dict]): COCO images.
-        annotations (list[dict]): ``image_id``, ``category_id`` and ``bbox``, maybe ``iscrowd``;
-            they get the ids 1, 2, ... and their box's area.
+        annotations (list[dict]): ``image_id``, ``category_id`` and ``bbox``, maybe ``iscrowd``,
+            ``area`` and ``segmentation``; they get the ids 1, 2, ... and, without an area, their
+            box's.
         info (dict): what the file says about itself.
     """
     content = {

@@ -7,13 +7,23 @@ from . import mmcv_ext
 mmcv_ext.register()  # before anything imports mmdet
 
 with quiet_import():
-    from . import backbones, dense_heads, detectors, engine, necks, roi_heads, visualization
+    from . import (
+        backbones,
+        classifiers,
+        dense_heads,
+        detectors,
+        engine,
+        necks,
+        roi_heads,
+        visualization,
+    )
     from .inference import Detections, Detector
 
 __all__ = [
     "Detections",
     "Detector",
     "backbones",
+    "classifiers",
     "dense_heads",
     "detectors",
     "engine",

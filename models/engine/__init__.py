@@ -9,6 +9,7 @@ from .hooks import (
     MissedValidationHook,
     NonFiniteHook,
 )
+from .metrics import Accuracy
 from .offsets import OffsetStatisticsHook
 from .optim import BFloat16OptimWrapper, mixed_precision
 from .options import check_options, merge_options
@@ -17,6 +18,7 @@ from .runner import Runner
 from .screen import LogProcessor
 
 __all__ = [
+    "Accuracy",
     "BFloat16OptimWrapper",
     "CheckpointError",
     "CheckpointHook",

@@ -200,7 +200,7 @@ class PlainValuesHook(Hook):
 
 @HOOKS.register_module()
 class DataCheckHook(Hook):
-    """Compares the data with the heads and the metrics before the first iteration.
+    """Compares the data with the model and the metrics before the first iteration.
 
     With too few classes in a head, a class silently becomes background; with too many, the first
     evaluation fails, and so it does where a metric reads the annotations of other images: a metric
@@ -217,12 +217,13 @@ class DataCheckHook(Hook):
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         for name, module in model.named_modules():
-            if not re.search(r"(^|\.)(bbox|mask)_head(\.\d+)?$", name):
+            if name and not re.search(r"(^|\.)(bbox|mask)_head(\.\d+)?$", name):
                 continue
             count = getattr(module, "num_classes", len(classes))
             if count != len(classes):
+                key = ".".join(filter(None, ("model", name, "num_classes")))
                 raise EngineError(
-                    f"model.{name}.num_classes is {count}, but the training data has "
+                    f"{key} is {count}, but the training data has "
                     f"{len(classes)} classes ({', '.join(classes[:5])}"
                     f"{', ...' if len(classes) > 5 else ''}): set it to {len(classes)}"
                 )

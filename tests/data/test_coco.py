@@ -583,12 +583,13 @@ def test_filter_that_leaves_nothing(coco, tmp_path):
 def test_write_annotations_is_read_back(coco, tmp_path, warnings):
     path = tmp_path / "new" / "annotations.json"
     boxes = [{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "iscrowd": i} for i in (0, 1)]
+    boxes[0]["area"] = 7
     write_annotations(path, ["cat", "dog"], coco["images"], boxes, {"description": "test"})
     dataset = open_dataset(tmp_path, path.read_text())
     flags = [instance["ignore_flag"] for instance in dataset.get_data_info(0)["instances"]]
     assert flags == [0, 1]
     assert bboxes(dataset) == [[1, 2, 4, 6]] * 2
-    assert json.loads(path.read_text())["annotations"][1]["area"] == 12
+    assert [ann["area"] for ann in json.loads(path.read_text())["annotations"]] == [7, 12]
     assert [file.name for file in path.parent.iterdir()] == ["annotations.json"]
 
 

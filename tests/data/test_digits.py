@@ -1,4 +1,6 @@
+import hashlib
 import json
+import math
 import runpy
 import subprocess
 import sys
@@ -8,9 +10,11 @@ import numpy as np
 import pytest
 from dcndet.data import digits
 from dcndet.data.coco import DetectionDataset
-from dcndet.data.digits import make_digits
+from dcndet.data.digits import make_crops, make_digits
 from dcndet.data.errors import DataError
 from PIL import Image
+from pycocotools import mask as rle
+from scipy import ndimage
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_digits.py"
 SMALL = {"num_train": 6, "num_val": 3}
@@ -77,12 +81,131 @@ def test_boxes(made):
     assert np.percentile(longest, 95) > 2.2 * np.percentile(longest, 5)
 
 
-def test_boxes_are_tight():
+def mask_of(ann):
+    return rle.decode(ann["segmentation"]).astype(bool)
+
+
+def pixels(root, split, image_id):
+    with Image.open(root / split / f"{image_id:05d}.png") as image:
+        return np.asarray(image).astype(float)
+
+
+def test_masks(made):
+    annotations = read(made, "train")["annotations"]
+    for ann in annotations:
+        mask = mask_of(ann)
+        assert mask.shape == (128, 128)
+        assert ann["area"] == mask.sum()
+        assert ann["iscrowd"] == 0
+        rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+        width, height = columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]
+        assert ann["bbox"] == [columns[0], rows[0], width, height]
+    # Both kinds: strokes leave most of a box free, and a 1 fills much of its own.
+    shares = [ann["area"] / np.prod(ann["bbox"][2:]) for ann in annotations]
+    assert 0.2 < np.mean(shares) < 0.6
+
+
+def test_masks_are_the_ink(monkeypatch):
+    # Against the same image without ink: what differs is ink.
+    drawn, found = digits._draw_image([0, 0, 1], 128, digits._split_handwriting(0)[0])
+    monkeypatch.setattr(digits, "_ink_colour", lambda rng, patch, ink: _no_colour(rng, patch))
+    blank, _ = digits._draw_image([0, 0, 1], 128, digits._split_handwriting(0)[0])
+    ink = np.abs(drawn.astype(float) - blank).mean(-1) > 30
+    masks = sum(mask_of(digits._annotation(digit, 128)) for digit in found) > 0
+    assert (ink & masks).sum() / (ink | masks).sum() > 0.9
+
+
+def _no_colour(rng, patch):
+    rng.uniform(90, 140), rng.uniform(-30, 30, 3)  # the stream goes on as with ink
+    return patch.copy()
+
+
+def test_masks_load_for_training(made):
+    dataset = DetectionDataset(
+        ann_file="annotations/train.json",
+        data_root=str(made),
+        data_prefix={"img": "train/"},
+        metainfo={"classes": digits.CLASSES},
+        pipeline=[
+            {"type": "mmdet.LoadImageFromFile"},
+            {"type": "mmdet.LoadAnnotations", "with_bbox": True, "with_mask": True},
+        ],
+    )
+    annotations = [ann for ann in read(made, "train")["annotations"] if ann["image_id"] == 1]
+    masks = dataset[0]["gt_masks"].masks
+    assert np.array_equal(masks, [mask_of(ann) for ann in annotations])
+    assert not dataset[0]["gt_ignore_flags"].any()
+
+
+# The clean images of seed 0, as they have been since the first results on them.
+@pytest.mark.parametrize(
+    ("split", "image_id", "digest"),
+    [
+        ("train", 1, "1874ad20bd015328"),
+        ("train", 2, "99cde7a79d730a87"),
+        ("val", 1, "60b6f35d756c51e9"),
+    ],
+)
+def test_clean_images_stay_as_they_are(made, split, image_id, digest):
+    image = pixels(made, split, image_id).astype(np.uint8)
+    assert hashlib.sha256(image.tobytes()).hexdigest().startswith(digest)
+
+
+@pytest.fixture(scope="module")
+def cluttered(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cluttered")
+    assert make_digits(root, num_train=40, num_val=10, clutter=2)
+    return root
+
+
+def test_clutter_leaves_the_digits_alone(made, cluttered):
+    for split in ("train", "val"):
+        clean, other = read(made, split), read(cluttered, split)
+        assert clean.pop("info") | {"clutter": 2} == other.pop("info")
+        assert clean == other  # no fragment is annotated, no digit is moved
+        for image in clean["images"]:
+            annotations = [a for a in clean["annotations"] if a["image_id"] == image["id"]]
+            ink = sum(map(mask_of, annotations)) > 0
+            before, after = (pixels(root, split, image["id"]) for root in (made, cluttered))
+            changed = (before != after).any(-1)
+            assert not (changed & ink).any()
+            assert changed.mean() > 0.02
+            # beside the digits, within their boxes too
+            boxes = [ann["bbox"] for ann in annotations]
+            assert any(changed[y : y + h, x : x + w].any() for x, y, w, h in boxes)
+
+
+def test_clutter_counts_fragments_per_digit(monkeypatch):
+    placed = []
+    monkeypatch.setattr(
+        digits, "_beside", lambda rng, digit: placed.append(digit) or (digit.x, digit.y)
+    )
+    pool = digits._split_handwriting(0)[0]
+    count = sum(len(digits._draw_image([0, 0, i], 64, pool, 1.5)[1]) for i in range(60))
+    assert len(placed) / digits.TRIES / count == pytest.approx(1.5, abs=0.12)
+
+
+def test_fragments_are_parts_of_other_digits(monkeypatch):
+    pool = digits._split_handwriting(0)[0]
+    labels = {ink.tobytes(): label for label, inks in enumerate(pool) for ink in inks}
+    draw, drawn = digits._draw_digit, []
+
+    def watched(rng, handwriting, height):
+        drawn.append((labels[handwriting.tobytes()], draw(rng, handwriting, height)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(digits, "_draw_digit", watched)
     rng = np.random.default_rng(0)
-    ink = digits._split_handwriting(0)[0][3][0]
-    for _ in range(20):
-        digit = digits._draw_digit(rng, ink, 40) > 0.5
-        assert all(edge.any() for edge in (digit[0], digit[-1], digit[:, 0], digit[:, -1]))
+    for i in range(100):
+        digit = digits._Digit(i % 10, 0, 0, np.ones((40, 30)), np.zeros(3), 40)
+        fragment = next(digits._fragments(rng, pool, digit))
+        label, whole = drawn[-1]
+        assert label != i % 10
+        assert 0.1 < fragment.sum() / whole.sum() < 0.7
+        assert 20 < max(whole.shape) < 70
+        mask = fragment > 0.5
+        assert mask.sum() == ndimage.binary_fill_holes(mask).sum()
+    assert len({label for label, _ in drawn}) == 10
 
 
 def test_digits_stand_out(made):
@@ -106,10 +229,13 @@ def test_same_arguments_same_bytes(tmp_path):
     make_digits(tmp_path / "a", **SMALL)
     make_digits(tmp_path / "b", **SMALL)
     make_digits(tmp_path / "c", **SMALL, seed=1)
+    make_digits(tmp_path / "d", **SMALL, clutter=2)
+    make_digits(tmp_path / "e", **SMALL, clutter=2)
     a, b, c = (contents(tmp_path / name) for name in "abc")
     assert a == b
     assert a.keys() == c.keys()
     assert not set(a.values()) & set(c.values())
+    assert contents(tmp_path / "d") == contents(tmp_path / "e")
 
 
 def test_size(tmp_path):
@@ -147,12 +273,13 @@ def test_interrupted_set_is_made_again(tmp_path, monkeypatch, older):
     assert contents(root) == contents(tmp_path / "whole")
 
 
-def test_other_arguments_make_it_again(tmp_path):
+@pytest.mark.parametrize(("name", "value"), [("seed", 1), ("clutter", 2)])
+def test_other_arguments_make_it_again(tmp_path, name, value):
     make_digits(tmp_path, **SMALL)
     before = contents(tmp_path)
-    assert make_digits(tmp_path, **SMALL, seed=1)
+    assert make_digits(tmp_path, **SMALL, **{name: value})
     assert contents(tmp_path)["val/00001.png"] != before["val/00001.png"]
-    assert read(tmp_path, "val")["info"]["seed"] == 1
+    assert read(tmp_path, "val")["info"][name] == value
 
 
 @pytest.mark.parametrize("content", ['{"info": {"description": "mine"}}', "{", "[]", "{}"])
@@ -166,7 +293,16 @@ def test_keeps_a_set_of_something_else(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("num_train", 0), ("num_val", -1), ("size", 63), ("seed", -1)]
+    ("name", "value"),
+    [
+        ("num_train", 0),
+        ("num_val", -1),
+        ("size", 63),
+        ("seed", -1),
+        ("clutter", -0.5),
+        ("clutter", math.inf),
+        ("clutter", math.nan),
+    ],
 )
 def test_arguments_out_of_range(tmp_path, name, value):
     with pytest.raises(DataError, match=f"{name} is {value}"):
@@ -175,11 +311,16 @@ def test_arguments_out_of_range(tmp_path, name, value):
 
 
 def test_tool(tmp_path):
-    command = [sys.executable, TOOL, "--root", tmp_path, "--num-train", "2", "--num-val", "1"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert f"{tmp_path}: made 3 images" in result.stdout
-    assert len(contents(tmp_path)) == 5
+    command = [sys.executable, TOOL, "--num-train", "2", "--num-val", "1"]
+    for options, folder in (
+        ([], "digits"),
+        (["--clutter", "1.5"], "digits_clutter-1.5"),
+        (["--crops"], "digit-crops"),
+    ):
+        result = subprocess.run(command + options, capture_output=True, text=True, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert f"data/{folder}: made in" in result.stdout
+        assert len(list((tmp_path / "data" / folder).rglob("*.png"))) == 3
 
 
 def test_tool_reports_an_error(tmp_path, monkeypatch):
@@ -188,3 +329,86 @@ def test_tool_reports_an_error(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(TOOL), run_name="__main__")
     assert end.value.code == "error: size is 9, expected at least 64"
+
+
+def test_crops(tmp_path):
+    root = tmp_path / "crops"
+    assert make_crops(root, num_train=30, num_val=10)
+    files = contents(root)
+    assert json.loads(files.pop("info.json"))["info"]["description"] == digits.CROPS
+    for split, count in (("train", 30), ("val", 10)):
+        assert sum(name.startswith(split) for name in files) == count
+        assert sorted(path.name for path in (root / split).iterdir()) == list(digits.CLASSES)
+    for path in root.rglob("*.png"):
+        with Image.open(path) as image:
+            assert (image.size, image.mode) == ((64, 64), "RGB")
+    assert [path.name for path in tmp_path.iterdir()] == ["crops"]
+
+    make_crops(tmp_path / "again", num_train=30, num_val=10)
+    assert contents(tmp_path / "again") == contents(root)
+    assert not make_crops(root, num_train=30, num_val=10)
+    assert make_crops(root, num_train=3, num_val=2)  # nothing is left of the larger set
+    assert len(contents(root)) == 6
+
+
+def test_crops_show_one_digit_of_their_class(tmp_path, monkeypatch):
+    draw, drawn = digits._draw_image, []
+    monkeypatch.setattr(
+        digits, "_draw_image", lambda *args, **kw: drawn.append(draw(*args, **kw)) or drawn[-1]
+    )
+    make_crops(tmp_path / "crops", num_train=20, num_val=5)
+    for i, (image, found) in enumerate(drawn):
+        assert len(found) == 1
+        split, name = ("train", i + 1) if i < 20 else ("val", i - 19)
+        path = tmp_path / "crops" / split / str(found[0].label) / f"{name:05d}.png"
+        with Image.open(path) as stored:
+            assert np.array_equal(stored, image)
+
+
+def test_crops_are_in_training_handwriting_only(tmp_path, monkeypatch):
+    used = {2: set(), 3: set()}  # by the split's stream
+    draw, stream = digits._draw_digit, []
+    image = digits._draw_image
+
+    def watched(seed, *args, **kwargs):
+        stream.append(seed[1])
+        return image(seed, *args, **kwargs)
+
+    def watched_digit(rng, handwriting, height):
+        used[stream[-1]].add(handwriting.tobytes())
+        return draw(rng, handwriting, height)
+
+    monkeypatch.setattr(digits, "_draw_image", watched)
+    monkeypatch.setattr(digits, "_draw_digit", watched_digit)
+    make_crops(tmp_path / "crops", num_train=200, num_val=100, seed=3)
+    training = {ink.tobytes() for inks in digits._split_handwriting(3)[0] for ink in inks}
+    assert used[2] | used[3] <= training
+    assert not used[2] & used[3]
+    assert min(len(used[2]), len(used[3])) > 50
+
+
+@pytest.mark.parametrize("name", ["photo.png", "info.json"])
+def test_crops_keep_what_is_not_theirs(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(DataError, match="is not a set of digits"):
+        make_crops(tmp_path, num_train=2, num_val=1)
+    assert contents(tmp_path) == {name: b"{}"}
+
+
+def test_crops_check_their_arguments(tmp_path):
+    with pytest.raises(DataError, match="num_val is 0"):
+        make_crops(tmp_path / "crops", num_val=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupted_crops_leave_nothing_under_their_name(tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(digits, "write_json", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make_crops(tmp_path / "crops", num_train=2, num_val=1)
+    assert not (tmp_path / "crops").exists()
+    assert make_crops(tmp_path / "crops", num_train=2, num_val=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["crops"]
