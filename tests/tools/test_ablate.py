@@ -230,6 +230,50 @@ def test_keys_that_the_base_leaves_out_and_their_names(tmp_path):
     assert model.roi_head.bbox_roi_extractor.deform.shared_fc is False
 
 
+@pytest.fixture
+def weights(fake):
+    """A study of two cells that start from weights, in a file each."""
+    for name in ("a.pth", 'é "b".pth'):
+        (fake.parent / name).write_bytes(b"weights of " + name.encode())
+    pretrained = dict(type="Pretrained", checkpoint='é "b".pth')
+    rows = [
+        dict(name="tuned", load_from="a.pth"),
+        {"name": "backbone", "model.backbone.init_cfg": pretrained},
+    ]
+    return write(fake.parent, rows=rows, axes=None, seeds=[0])
+
+
+def test_weights_are_settings(weights, fake):
+    tuned, backbone = Study.read(weights).runs(fake)
+    assert tuned.content.load_from == "a.pth"
+    assert backbone.content.model.backbone.init_cfg.checkpoint == 'é "b".pth'
+    assert [run.weights for run in (tuned, backbone)] == [[Path("a.pth")], [Path('é "b".pth')]]
+    axes = {"model.backbone.init_cfg": [None, dict(type="Pretrained", checkpoint="x://y")]}
+    options = {"load_from": "https://a/b.pth"}
+    study = Study.read(write(fake.parent, "other.py", axes=axes, options=options))
+    for run in study.runs(fake)[:2]:
+        assert run.content.load_from == "https://a/b.pth"
+        assert run.weights == []
+        assert len(run.identity) == 1
+
+
+def test_runs_are_of_the_weights_that_they_started_from(weights, fake):
+    ended, _ = execute(weights, fake)
+    assert all(record.finished for _, record in ended)
+    assert Config.fromfile(ended[0][0].config).load_from == "a.pth"  # from the current folder
+    content = Path("a.pth").read_bytes()
+    Path("a.pth").write_bytes(content)  # again
+    assert execute(weights, fake)[0] == []
+    Path("a.pth").write_bytes(b"others")
+    with pytest.raises(StudyError, match="of another config or other weights than tuned, seed 0"):
+        execute(weights, fake)
+    Path("a.pth").unlink()
+    assert Workspace(Study.read(weights), fake).records()[0][1].finished  # there is a report
+    with pytest.raises(StudyError, match=r"weights not found: a\.pth"):
+        execute(weights, fake)
+    assert len(calls(fake)) == 2
+
+
 # Runs
 
 
@@ -366,7 +410,9 @@ def test_two_studies_in_one_folder(fake):
             execute(other, fake.with_name("damaged"))
     # The same study, of which the base has changed.
     changed = write(fake.parent, options={"train_cfg.max_epochs": 3})
-    with pytest.raises(StudyError, match="holds a run of another config than 0 layers, seed 0"):
+    with pytest.raises(
+        StudyError, match="holds a run of another config or other weights than 0 layers"
+    ):
         execute(changed, fake)
     assert sorted(path.read_text() for path in fake.rglob("run.json")) == before
 

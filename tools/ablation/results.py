@@ -42,12 +42,13 @@ def read_record(run: Run) -> Record:
     Raises:
         StudyError: the folder holds a run of another config.
     """
-    mark = f"# {run.identity}\n"
-    if run.config.exists() and not run.config.read_text(encoding="utf-8").startswith(mark):
-        raise StudyError(
-            f"{run.folder} holds a run of another config than {run.name} has now (compare "
-            f"{run.config}); give another --work-dir, or move both away"
-        )
+    if run.config.exists():
+        known = run.config.read_text(encoding="utf-8").partition("\n")[0].split()[1:]
+        if known[: len(run.identity)] != run.identity:  # shorter where weights are gone by now
+            raise StudyError(
+                f"{run.folder} holds a run of another config or other weights than {run.name} has "
+                f"now (compare {run.config}); give another --work-dir, or move both away"
+            )
     path = run.folder / RECORD
     try:
         record = Record(**json.loads(path.read_text(encoding="utf-8")))

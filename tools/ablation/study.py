@@ -7,6 +7,7 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ CHOICES = {
 }
 AXES = ("layers", "stages", *CHOICES)  # with a name of their own
 LABELS = {"layers": "{} layers", "conv": "{}", "pool": "{}", "mimic": "mimic {}"}
-OWN = ("randomness.seed", "work_dir", "resume", "load_from")  # set by tools/ablate.py itself
+WEIGHTS = r'"(?:load_from|checkpoint)": ("(?:\\.|[^"\\])+")'  # in a config's JSON
+OWN = ("randomness.seed", "work_dir", "resume")  # set by tools/ablate.py itself
 
 
 class StudyError(EngineError):
@@ -58,9 +60,21 @@ class Run:
         return f"{self.cell.name}, seed {self.seed}"
 
     @property
-    def identity(self) -> str:
-        """A hash of the config's content, which does not change with how it is written down."""
-        return hashlib.sha256(_canonical(self.content).encode()).hexdigest()
+    def identity(self) -> list[str]:
+        """Hashes: of the config's content, which does not change with how it is written down, and
+        of the weights that it starts from, unless some are missing.
+        """
+        contents = [_canonical(self.content).encode()]
+        if self.weights and all(path.is_file() for path in self.weights):
+            hashes = (_file_hash(path, path.stat().st_mtime_ns) for path in self.weights)
+            contents.append("".join(hashes).encode())
+        return [hashlib.sha256(content).hexdigest() for content in contents]
+
+    @cached_property
+    def weights(self) -> list[Path]:
+        """The local files that `load_from` and every `init_cfg` name."""
+        named = re.findall(WEIGHTS, _canonical(self.content))
+        return [Path(each).expanduser() for each in map(json.loads, named) if "://" not in each]
 
 
 @dataclass(frozen=True)
@@ -234,3 +248,8 @@ def _merge(config: Config, options: dict[str, Any], where: str) -> None:
 
 def _canonical(config: Config) -> str:
     return json.dumps(config.to_dict(), default=str, sort_keys=True)
+@cache
+def _file_hash(path: Path, changed: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+

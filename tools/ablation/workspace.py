@@ -35,8 +35,11 @@ class Workspace:
         """Check that its runs have so many GPUs each, and mark the folder as this study's.
 
         Raises:
-            StudyError: they have another number, and so another batch; or it cannot be written to.
+            StudyError: they have another number, and so another batch; weights that a run starts
+                from are missing; or the folder cannot be written to.
         """
+        for path in (path for run in self.runs for path in run.weights if not path.is_file()):
+            raise StudyError(f"weights not found: {path}")
         if self._owner.setdefault("gpus_per_run", gpus) != gpus:
             raise StudyError(
                 f"{self.folder} holds runs with --gpus-per-run {self._owner['gpus_per_run']}, "
