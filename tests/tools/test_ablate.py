@@ -14,9 +14,9 @@ from threading import Event
 import pytest
 import torch
 from mmengine.config import Config
-from scipy import stats
 
 from tools.ablation import running
+from tools.ablation.intervals import compare
 from tools.ablation.report import as_text
 from tools.ablation.results import (
     METRICS,
@@ -308,7 +308,7 @@ def test_a_failed_run_stops_nothing_and_is_tried_again(fake):
     assert ended[2][1].error.startswith("killed by signal 9")
     cells = make_results(workspace.study, workspace.records(), {}).cells
     assert cells[["finished", "failed"]].to_numpy().tolist() == [[1, 1], [1, 1]]
-    assert as_text(cells)["seeds"].tolist() == ["1 (1 failed)"] * 2
+    assert as_text(cells, "0 layers")["seeds"].tolist() == ["1 (1 failed)"] * 2
     ended, workspace = execute(study, fake)
     assert [record.finished for _, record in ended] == [True, True]
     assert len(calls(fake)) == 6
@@ -520,12 +520,10 @@ def test_means_differences_and_intervals(fake):
     }
     assert base["AP"] == pytest.approx(statistics.mean(values["0 layers"]))
     assert row["AP std"] == pytest.approx(statistics.stdev(values["3 layers"]))
-    assert base[["difference", "low", "high"]].isna().all()
+    assert base[["difference", "low", "high", "seeds needed"]].isna().all()
     assert row["difference"] == pytest.approx(row["AP"] - base["AP"])
-    # Welch, by hand: both have the same variance, so four degrees of freedom.
-    half = stats.t.ppf(0.975, 4) * (2 * statistics.variance(values["3 layers"]) / 3) ** 0.5
-    expected = (row["difference"] - half, row["difference"] + half)
-    assert (row["low"], row["high"]) == pytest.approx(expected)
+    expected = compare(values, "0 layers").loc["3 layers"]
+    assert row[["low", "high", "seeds needed"]].tolist() == expected.tolist()
 
 
 def test_the_plan(fake):
@@ -563,6 +561,26 @@ def test_a_report_of_nothing(fake):
         == f"error: {fake.parent}/study.py: no run has finished yet, there is nothing to report"
     )
     assert not fake.exists()
+
+
+def test_the_table_of_a_csv(fake, capsys):
+    study = write(fake.parent)
+    _, workspace = execute(study, fake)
+    workspace.write_results()
+    assert ablate(study, "--work-dir", fake, "--report") is None
+    report = capsys.readouterr().out
+    csv = fake.parent / "kept.csv"
+    (fake / "results.csv").rename(csv)
+    before = sorted(fake.rglob("*"))
+    assert ablate(study, "--work-dir", fake, "--from-csv", csv) is None
+    table = capsys.readouterr().out
+    assert table.startswith("Highest mean AP: 0.202, 0 layers, the baseline. Intervals without")
+    assert table in report
+    assert sorted(fake.rglob("*")) == before
+    for content in ("", "a,b\n1,2\n", table, csv.read_text().replace("0 layers", "1 layer")):
+        csv.write_text(content)
+        code = ablate(study, "--from-csv", csv)
+        assert code == f"error: {csv} is not a results.csv of {study}"
 
 
 def test_bad_arguments(fake, capsys):

@@ -148,11 +148,15 @@ class Study:
         _require(not unknown, f"pictures: {unknown}: unknown, expected cells, images")
         whole = type(pictures["images"]) is int
         _require(whole, f"pictures: images: expected a number, got {pictures['images']!r}")
-        names = [cell.name for cell in cells]
-        for name in pictures["cells"]:
-            _require(name in names, f"pictures: no cell is named {name!r}; there are {names}")
         title = content.get("title", path.stem)
-        return cls(path, title, base, cells, tuple(seeds), found[0], options, config, pictures)
+        study = cls(path, title, base, cells, tuple(seeds), found[0], options, config, pictures)
+        if unknown := [name for name in pictures["cells"] if name not in study.names]:
+            raise StudyError(f"pictures: no cell is named {unknown[0]!r}; there are {study.names}")
+        return study
+
+    @property
+    def names(self) -> list[str]:
+        return [cell.name for cell in self.cells]
 
     def runs(self, folder: Path) -> list[Run]:
         """Every run of the study, seed by seed, so that all cells soon have a first result."""
@@ -160,9 +164,8 @@ class Study:
         for seed, cell in itertools.product(self.seeds, self.cells):
             config = copy.deepcopy(cell.config)
             config.merge_from_dict({"randomness.seed": seed})
-            own = folder / cell.folder / f"seed-{seed}"
             path = folder / "configs" / f"{cell.folder}_seed-{seed}.py"
-            runs.append(Run(cell, seed, own, path, config))
+            runs.append(Run(cell, seed, folder / cell.folder / f"seed-{seed}", path, config))
         return runs
 
 
@@ -246,10 +249,10 @@ def _merge(config: Config, options: dict[str, Any], where: str) -> None:
     merge_options(config, options, where, AXES)
 
 
-def _canonical(config: Config) -> str:
-    return json.dumps(config.to_dict(), default=str, sort_keys=True)
 @cache
 def _file_hash(path: Path, changed: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def _canonical(config: Config) -> str:
+    return json.dumps(config.to_dict(), default=str, sort_keys=True)

@@ -75,25 +75,22 @@ class Workspace:
     def plan(self, jobs: int) -> str:
         """All runs and their state, and how long what is left will take."""
         results = self.results(count=False)
-        seconds = results.runs[results.runs["state"] == "finished"].set_index("cell")["seconds"]
-        known = seconds.dropna()
+        finished = results.runs[results.runs["state"] == "finished"]
+        known = finished.set_index("cell")["seconds"].dropna()
         lines, left = [], []
-        todo = [run for run, record in results.ended if not record.finished]
         for run, record in results.ended:
             if record.finished:
-                lines.append(f"{run.name}: finished, AP {record.metrics['AP']:.3f}")
-                continue
-            state = "interrupted" if any(run.folder.glob("*.pth")) else "waiting"
-            if record.error:
-                state = f"failed ({record.error})"
-            if len(known):
+                state = f"finished, AP {record.metrics['AP']:.3f}"
+            else:
+                state = "interrupted" if any(run.folder.glob("*.pth")) else "waiting"
+                state = f"failed ({record.error})" if record.error else state
                 left.append(known.get([run.cell.name], known).mean())
-                state += f", about {left[-1] / 60:.0f} min"
+                state += f", about {left[-1] / 60:.0f} min" if len(known) else ""
             lines.append(f"{run.name}: {state}")
-        end = f"{len(lines)} runs, {len(todo)} to do"
-        if left:
+        end = f"{len(lines)} runs, {len(left)} to do"
+        if left and len(known):
             minutes = max(*left, sum(left) / jobs) / 60
             end += f": about {minutes:.0f} min with {jobs} at a time, judged by those that are done"
-        elif todo:
+        elif left:
             end += "; how long they take can be told when the first has finished"
         return "\n".join([*lines, end])
