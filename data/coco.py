@@ -12,9 +12,10 @@ import reprlib
 import sys
 from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
 from mmdet.datasets import CocoDataset
-from mmdet.datasets.api_wrappers import COCO
+from mmdet.datasets.api_wrappers import COCO, COCOeval, COCOevalMP
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, METRICS
 from mmengine.fileio import get_local_path
@@ -28,6 +29,8 @@ MAX_ID = 2**63 - 1  # of pycocotools' arrays
 MAX_SIDE = 2**31 - 1  # of an image [pixels]
 MAX_FLOAT = sys.float_info.max
 ROUNDING = 1  # how far a box may reach beyond its image [pixels]; COCO's own do by fractions
+STATS = ["mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l", "AR@100", "AR@300", "AR@1000"]
+STATS += ["AR_s@1000", "AR_m@1000", "AR_l@1000"]  # CocoMetric's names of COCOeval.stats
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control codes, lone surrogates
 
 
@@ -195,9 +198,11 @@ class DetectionDataset(CocoDataset):
 
 @METRICS.register_module()
 class DetectionMetric(CocoMetric):
-    """mmdet's CocoMetric, which also accepts an ``ann_file`` without ``iscrowd`` or ``area``.
+    """mmdet's CocoMetric without its rounding, for an ``ann_file`` as DetectionDataset takes it.
 
-    Takes CocoMetric's arguments, and fills in what DetectionDataset does.
+    Takes CocoMetric's arguments, and fills in what DetectionDataset does. CocoMetric rounds to
+    three digits, but runs that differ in their seed only may differ by less; the tables that are
+    printed, and each class's AP, still have three.
 
     Raises:
         DataError: see :func:`read_annotations`.
@@ -213,6 +218,25 @@ class DetectionMetric(CocoMetric):
             if sort_categories:
                 content["categories"].sort(key=lambda category: category["id"])
             self._coco_api = _index(content)
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        evaluations = []
+        kind = COCOevalMP if self.use_mp_eval else COCOeval
+        summarize = kind.summarize
+
+        def keep(evaluation):
+            summarize(evaluation)
+            evaluations.append(evaluation)
+
+        with patch.object(kind, "summarize", keep):  # CocoMetric keeps what it made to itself
+            metrics = super().compute_metrics(results)
+        for evaluation in evaluations:
+            params = evaluation.params
+            prefix = f"{params.iouType}_" if params.useCats else ""  # proposals have no classes
+            names = [prefix + name for name in STATS]
+            exact = dict(zip(names, map(float, evaluation.stats), strict=True))
+            metrics |= {key: exact[key] for key in exact.keys() & metrics.keys()}
+        return metrics
 
     def check_dataset(self, dataset: Dataset):
         """Refuse a dataset whose images are not those of ``ann_file``.

@@ -38,7 +38,8 @@ step "3/3 evaluating on images it did not train on, and drawing what it finds: a
 
 # One a run, named by its time.
 metrics=("$work"/test/*/*.json)
-ap50=$(sed -n 's/.*"coco\/bbox_mAP_50": \([0-9.]*\).*/\1/p' "${metrics[-1]}")
+ap50=$(sed -n 's/.*"coco\/bbox_mAP_50": \([-0-9.e]*\).*/\1/p' "${metrics[-1]}")
+ap50=$(LC_ALL=C printf %.3f "$ap50")
 
 cat <<EOF
 

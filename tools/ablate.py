@@ -4,7 +4,6 @@
 import argparse
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -13,11 +12,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dcndet.models.engine.cli import one_line_errors
 from mmengine.config import DictAction
 
-from tools.ablation.report import as_text, to_markdown, write_report
+from tools.ablation.report import summary, write_report
+from tools.ablation.results import read_results
 from tools.ablation.running import cluster, execute, execute_all, local_jobs
 from tools.ablation.study import Study, StudyError
 from tools.ablation.workspace import Workspace
-from tools.benchmarks.measure import machine
+from tools.benchmarks.measure import machine, positive
 
 
 def main():
@@ -28,21 +28,22 @@ def main():
     parser.add_argument("study", help="path of the study, for example configs/studies/bccd.py")
     add = parser.add_argument
     add("--work-dir", type=Path, help="of runs and report (default: work_dirs/studies/NAME)")
-    mode = partial(parser.add_mutually_exclusive_group().add_argument, action="store_true")
-    mode("--dry-run", help="list the runs and estimate the time, run nothing")
-    mode("--report", help="report on what has finished, run nothing")
-    add("--jobs", type=int, help="runs at a time (default: what the GPUs allow; on a cluster all)")
+    mode = parser.add_mutually_exclusive_group().add_argument
+    mode("--dry-run", action="store_true", help="list the runs, estimate the time, run nothing")
+    mode("--report", action="store_true", help="report on what has finished, run nothing")
+    mode("--from-csv", type=Path, metavar="FILE", help="print the table of a results.csv")
+    add("--jobs", type=positive, help="runs at a time (default: one per GPU, or all on a cluster)")
     text = "train each run on N GPUs (without a GPU: in N processes), with N times the batch"
-    add("--gpus-per-run", type=int, default=1, metavar="N", help=text)
+    add("--gpus-per-run", type=positive, default=1, metavar="N", help=text)
     add("--cluster", metavar="NAME", help="submit the runs through submitit: slurm, local")
     text = "for submitit, for example slurm_partition=gpu cpus_per_task=8 timeout_min=1440"
     add("--cluster-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help=text)
     args = parser.parse_args()
-    for name in ("jobs", "gpus_per_run"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
 
     study = Study.read(args.study)
+    if args.from_csv:
+        print(summary(read_results(study, args.from_csv)))
+        return
     folder = args.work_dir or Path("work_dirs", "studies", study.path.stem)
     workspace = Workspace(study, folder)
     if args.cluster:
@@ -58,8 +59,7 @@ def main():
     results = workspace.results()
     page = write_report(results, folder, command, machine())
     workspace.write_results(results)
-    print(f"\n{to_markdown(as_text(results.cells))}")
-    print(f"Written to {folder}/results.csv, report.md and {page.name}")
+    print(f"\n{summary(results)}\nWritten to {folder}/results.csv, report.md and {page.name}")
     if failed:
         raise StudyError(f"{len(failed)} runs failed, call again to retry: {'; '.join(failed)}")
 

@@ -38,17 +38,13 @@ def main() -> None:
         if name == "report":
             command.add_argument("files", nargs="+", type=measured, metavar="FILE")
             continue
-        command.add_argument(
-            "--out",
-            type=Path,
-            default=Path("work_dirs/benchmarks"),
-            help="folder for the JSON, the tables and the plot (default: %(default)s)",
-        )
+        text = "folder for the JSON, the tables and the plot (default: %(default)s)"
+        command.add_argument("--out", type=Path, default=Path("work_dirs/benchmarks"), help=text)
         if name != "kernels":
             command.add_argument("--device", choices=REPEATS, default="cpu")
-            command.add_argument("--threads", type=positive, default=2)
+            command.add_argument("--threads", type=measure.positive, default=2)
             repeats = "default: {cpu} on a CPU, {cuda} on a GPU".format(**REPEATS)
-            command.add_argument("--repeats", type=positive, help=repeats)
+            command.add_argument("--repeats", type=measure.positive, help=repeats)
     args = parser.parse_args()
 
     if args.what == "report":
@@ -112,13 +108,6 @@ def measured(text: str) -> tuple[Path, dict]:
         return Path(text), result | {"benchmark": result["benchmark"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise argparse.ArgumentTypeError(f"{text}: not what a benchmark wrote ({error})") from None
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value
 
 
 if __name__ == "__main__":

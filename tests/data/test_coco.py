@@ -289,6 +289,43 @@ def test_the_metric_fills_in_too(coco, tmp_path):
     assert average_precision(coco, path) == 1
 
 
+def test_the_metric_does_not_round(coco, tmp_path, monkeypatch, capfd):
+    """One of the two dogs is found, after a false one: the precision is 1/2 up to recall 1/2."""
+    for ann in coco["annotations"]:
+        x, y, w, h = ann["bbox"]
+        ann["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(coco))
+    kinds = ["bbox", "segm", "proposal"]
+    metric = DetectionMetric(ann_file=str(path), metric=kinds, classwise=True)
+    metric.dataset_meta = {"classes": ("cat", "dog")}
+    masks = torch.zeros(2, 30, 40, dtype=torch.bool)
+    masks[0, 20:30, :10] = masks[1, 5:15, 5:15] = True
+    pred = {
+        "bboxes": torch.tensor([[0, 20, 10, 30], [5, 5, 15, 15]]),
+        "scores": torch.tensor([0.9, 0.8]),
+        "labels": torch.tensor([1, 1]),
+        "masks": masks,
+    }
+    empty = {key: value[:0] for key, value in pred.items()}
+    samples = zip((1, 2), (pred, empty), strict=True)
+    said = []
+    monkeypatch.setattr(MMLogger, "info", lambda self, text: said.append(text))
+    metric.process({}, [dict(img_id=i, ori_shape=(30, 40), pred_instances=p) for i, p in samples])
+    found = metric.evaluate(2)
+    exact = 51 / 101 / 2 / 2  # of 101 recalls 51 are reached, and there is the class without any
+    for kind in ("bbox", "segm"):
+        for name in ("mAP", "mAP_50", "mAP_75", "mAP_s"):
+            assert found[f"coco/{kind}_{name}"] == pytest.approx(exact, abs=1e-12)
+        assert found[f"coco/{kind}_mAP_l"] == -1
+    assert found["coco/AR@100"] == pytest.approx(1 / 3, abs=1e-12)
+    # What is printed is short.
+    assert found["coco/dog_precision"] == 0.252
+    assert any("| dog      | 0.252 | 0.252  |" in text for text in said)
+    assert "bbox_mAP_copypaste: 0.126 0.126 0.126 0.126 -1.000 -1.000" in said
+    assert "Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all" in capfd.readouterr().out
+
+
 def test_the_metric_names_a_missing_file(tmp_path):
     with pytest.raises(DataError, match=r"cannot read annotation file .*none\.json: No such file"):
         DetectionMetric(ann_file=str(tmp_path / "none.json"))

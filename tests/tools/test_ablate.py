@@ -14,9 +14,9 @@ from threading import Event
 import pytest
 import torch
 from mmengine.config import Config
-from scipy import stats
 
 from tools.ablation import running
+from tools.ablation.intervals import compare
 from tools.ablation.report import as_text
 from tools.ablation.results import (
     METRICS,
@@ -230,6 +230,50 @@ def test_keys_that_the_base_leaves_out_and_their_names(tmp_path):
     assert model.roi_head.bbox_roi_extractor.deform.shared_fc is False
 
 
+@pytest.fixture
+def weights(fake):
+    """A study of two cells that start from weights, in a file each."""
+    for name in ("a.pth", 'é "b".pth'):
+        (fake.parent / name).write_bytes(b"weights of " + name.encode())
+    pretrained = dict(type="Pretrained", checkpoint='é "b".pth')
+    rows = [
+        dict(name="tuned", load_from="a.pth"),
+        {"name": "backbone", "model.backbone.init_cfg": pretrained},
+    ]
+    return write(fake.parent, rows=rows, axes=None, seeds=[0])
+
+
+def test_weights_are_settings(weights, fake):
+    tuned, backbone = Study.read(weights).runs(fake)
+    assert tuned.content.load_from == "a.pth"
+    assert backbone.content.model.backbone.init_cfg.checkpoint == 'é "b".pth'
+    assert [run.weights for run in (tuned, backbone)] == [[Path("a.pth")], [Path('é "b".pth')]]
+    axes = {"model.backbone.init_cfg": [None, dict(type="Pretrained", checkpoint="x://y")]}
+    options = {"load_from": "https://a/b.pth"}
+    study = Study.read(write(fake.parent, "other.py", axes=axes, options=options))
+    for run in study.runs(fake)[:2]:
+        assert run.content.load_from == "https://a/b.pth"
+        assert run.weights == []
+        assert len(run.identity) == 1
+
+
+def test_runs_are_of_the_weights_that_they_started_from(weights, fake):
+    ended, _ = execute(weights, fake)
+    assert all(record.finished for _, record in ended)
+    assert Config.fromfile(ended[0][0].config).load_from == "a.pth"  # from the current folder
+    content = Path("a.pth").read_bytes()
+    Path("a.pth").write_bytes(content)  # again
+    assert execute(weights, fake)[0] == []
+    Path("a.pth").write_bytes(b"others")
+    with pytest.raises(StudyError, match="of another config or other weights than tuned, seed 0"):
+        execute(weights, fake)
+    Path("a.pth").unlink()
+    assert Workspace(Study.read(weights), fake).records()[0][1].finished  # there is a report
+    with pytest.raises(StudyError, match=r"weights not found: a\.pth"):
+        execute(weights, fake)
+    assert len(calls(fake)) == 2
+
+
 # Runs
 
 
@@ -264,7 +308,7 @@ def test_a_failed_run_stops_nothing_and_is_tried_again(fake):
     assert ended[2][1].error.startswith("killed by signal 9")
     cells = make_results(workspace.study, workspace.records(), {}).cells
     assert cells[["finished", "failed"]].to_numpy().tolist() == [[1, 1], [1, 1]]
-    assert as_text(cells)["seeds"].tolist() == ["1 (1 failed)"] * 2
+    assert as_text(cells, "0 layers")["seeds"].tolist() == ["1 (1 failed)"] * 2
     ended, workspace = execute(study, fake)
     assert [record.finished for _, record in ended] == [True, True]
     assert len(calls(fake)) == 6
@@ -366,7 +410,9 @@ def test_two_studies_in_one_folder(fake):
             execute(other, fake.with_name("damaged"))
     # The same study, of which the base has changed.
     changed = write(fake.parent, options={"train_cfg.max_epochs": 3})
-    with pytest.raises(StudyError, match="holds a run of another config than 0 layers, seed 0"):
+    with pytest.raises(
+        StudyError, match="holds a run of another config or other weights than 0 layers"
+    ):
         execute(changed, fake)
     assert sorted(path.read_text() for path in fake.rglob("run.json")) == before
 
@@ -474,12 +520,10 @@ def test_means_differences_and_intervals(fake):
     }
     assert base["AP"] == pytest.approx(statistics.mean(values["0 layers"]))
     assert row["AP std"] == pytest.approx(statistics.stdev(values["3 layers"]))
-    assert base[["difference", "low", "high"]].isna().all()
+    assert base[["difference", "low", "high", "seeds needed"]].isna().all()
     assert row["difference"] == pytest.approx(row["AP"] - base["AP"])
-    # Welch, by hand: both have the same variance, so four degrees of freedom.
-    half = stats.t.ppf(0.975, 4) * (2 * statistics.variance(values["3 layers"]) / 3) ** 0.5
-    expected = (row["difference"] - half, row["difference"] + half)
-    assert (row["low"], row["high"]) == pytest.approx(expected)
+    expected = compare(values, "0 layers").loc["3 layers"]
+    assert row[["low", "high", "seeds needed"]].tolist() == expected.tolist()
 
 
 def test_the_plan(fake):
@@ -517,6 +561,26 @@ def test_a_report_of_nothing(fake):
         == f"error: {fake.parent}/study.py: no run has finished yet, there is nothing to report"
     )
     assert not fake.exists()
+
+
+def test_the_table_of_a_csv(fake, capsys):
+    study = write(fake.parent)
+    _, workspace = execute(study, fake)
+    workspace.write_results()
+    assert ablate(study, "--work-dir", fake, "--report") is None
+    report = capsys.readouterr().out
+    csv = fake.parent / "kept.csv"
+    (fake / "results.csv").rename(csv)
+    before = sorted(fake.rglob("*"))
+    assert ablate(study, "--work-dir", fake, "--from-csv", csv) is None
+    table = capsys.readouterr().out
+    assert table.startswith("Highest mean AP: 0.202, 0 layers, the baseline. Intervals without")
+    assert table in report
+    assert sorted(fake.rglob("*")) == before
+    for content in ("", "a,b\n1,2\n", table, csv.read_text().replace("0 layers", "1 layer")):
+        csv.write_text(content)
+        code = ablate(study, "--from-csv", csv)
+        assert code == f"error: {csv} is not a results.csv of {study}"
 
 
 def test_bad_arguments(fake, capsys):

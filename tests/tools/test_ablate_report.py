@@ -12,8 +12,8 @@ import torch
 from dcndet.models.engine import CheckpointError
 from dcndet.models.inference import Detections
 
-from tools.ablation import pictures
-from tools.ablation.report import write_report
+from tools.ablation import pictures, plots
+from tools.ablation.report import as_text, write_report
 from tools.ablation.results import METRICS, Record, make_results
 from tools.ablation.study import Study, StudyError
 
@@ -123,16 +123,24 @@ def page(study, tmp_path_factory):
 
 def test_markdown(page):
     text = page.with_name("report.md").read_text()
-    assert text.startswith("# A &lt;i&gt;study&lt;/i&gt; &amp;")
+    assert text.startswith("# A &lt;i>study&lt;/i> &amp;")
     for line in (
         "command: `tools/ablate.py a&b.py`",
-        *("epochs: 2", "seeds: 0, 1", "runs: 7 of 10 finished", "machine: cpu: &lt;a&gt; CPU"),
+        *("epochs: 2", "seeds: 0, 1", "runs: 7 of 10 finished", "machine: cpu: &lt;a> CPU"),
     ):
         assert f"- {line}\n" in text
     assert re.search(r"^- base config: \S*base\.py$", text, re.M)
     assert re.search(r"^- data set: DetectionDataset \S+/ val\.json$", text, re.M)
-    assert "Highest mean AP: 0.501, 6 layers, mdconv (+0.100 to the baseline, 95 %" in text
-    assert re.search(r"^\| 3 layers, mdconv +\| 2 +\| 0.451 ± 0.001 +\| \+0.050 ", text, re.M)
+    # Dunnett's critical value for two cells and three degrees of freedom is 3.87, which makes
+    # 0.0055 of a pooled standard deviation of 0.0014; one cell has a single seed, one has none.
+    lead = "Highest mean AP: 0.501, 6 layers, mdconv (+0.100 to the baseline, family-wise 95 % "
+    assert f"\n{lead}interval +0.095 to +0.105). Intervals without zero: 2 of 2.\n" in text
+    assert "family-wise 95 % (Dunnett, pooled variance of all cells)" in text
+    cells = r"\| 0.451 ± 0.001 +\| \+0.050 +\| \+0.045 to \+0.055 +\| 2 +\|"
+    assert re.search(rf"^\| 3 layers, mdconv +\| 2 +{cells}.* 0.451 \(×1.12\)", text, re.M)
+    assert re.search(
+        r"^\| 3 layers, dconv +\| 1 \(1 failed\) \| 0.390 +\| -0.011 +(\| +){2}", text, re.M
+    )
     # The last that was logged, mean over the seeds.
     line = r"^\| 3 layers, mdconv +\| conv2 +\| 0.20 +\| 0.50 +\| 12.5% +\| 0.50 ± 0.06 +\|$"
     assert re.search(line, text, re.M)
@@ -140,6 +148,29 @@ def test_markdown(page):
     plots = re.findall(r"\]\((plots/.*?)\)", text)
     assert len(plots) == 4
     assert all(cv2.imread(str(page.with_name("plots").parent / plot)).std() > 10 for plot in plots)
+
+
+def test_plots_have_the_spread_and_the_intervals(study):
+    results = make_results(*study, {})
+    [axes] = plots._curves(results, "", "AP", "epoch", METRICS["AP"]).axes
+    lines = dict(zip(results.logs, zip(axes.lines, axes.collections, strict=True), strict=True))
+    line, band = lines["6 layers, mdconv"]
+    assert line.get_ydata() == pytest.approx([0.2505, 0.501])
+    std = 0.001 * 2**0.5
+    bounds = band.get_paths()[0].vertices[:, 1]
+    assert [bounds.min(), bounds.max()] == pytest.approx([0.2505 - std / 2, 0.501 + std])
+    [axes] = plots._by_part(results).axes
+    assert "family-wise 95 %\n(Dunnett, pooled variance of all cells)" in axes.get_xlabel()
+    bars = axes.collections[0].get_segments()  # from the baseline, which has none, down
+    cell = results.cells.loc["6 layers, mdconv"]
+    ends = results.cells.iloc[0]["AP"] + cell[["low", "high"]].astype(float)
+    assert bars[3][:, 0] == pytest.approx(ends.to_numpy())
+    assert bars[0].size == bars[1].size == 0
+
+
+def test_a_difference_that_no_hundred_seeds_find(study):
+    cells = make_results(*study, {}).cells.assign(**{"seeds needed": float("inf")})
+    assert set(as_text(cells, cells.index[0])["seeds for 80 % power"]) == {">100"}
 
 
 def test_one_seed_and_no_baseline(study, tmp_path):
@@ -150,7 +181,7 @@ def test_one_seed_and_no_baseline(study, tmp_path):
         for run, record in ended
     ]
     text = write_report(make_results(begun, ended, {}), tmp_path, "", {}).read_text()
-    assert "Highest mean AP: 0.500, 6 layers, mdconv.</p>" in text
+    assert "Highest mean AP: 0.500, 6 layers, mdconv.</p>" in text  # of no interval
     assert "regular &lt;b&gt;|$x$: no run has finished" in text
     nothing = make_results(begun, [(run, Record()) for run, _ in ended], {})
     with pytest.raises(StudyError, match=r"study\.py: no run has finished yet, there is nothing"):
@@ -204,13 +235,19 @@ def test_page_in_a_browser(page):
         )
         assert names.last.inner_text() == "9 layers, mdconv"  # without a result
         panels = tab.locator("figure:visible figcaption")
-        assert panels.all_inner_texts() == [
+        assert panels.all_inner_texts()[:3] == [
             *("annotated: 1 box", "regular <b>|$x$: 1 box", "3 layers, mdconv: 1 box")
         ]
-        tab.get_by_label("next image").click()
-        for key in ("ArrowRight", "ArrowLeft"):
+        slides = tab.get_by_label("Detections")
+        slides.focus()
+        for key, number in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1)):
             tab.keyboard.press(key)
+            place = "e => e.scrollLeft / e.clientWidth"
+            tab.wait_for_function(f"e => ({place})(e) === {number}", arg=slides.element_handle())
         tab.get_by_label("annotated").uncheck()
-        assert panels.all_inner_texts() == ["regular <b>|$x$: 0 boxes", "3 layers, mdconv: 0 boxes"]
+        assert panels.all_inner_texts()[:4] == [
+            *("regular <b>|$x$: 1 box", "3 layers, mdconv: 1 box"),
+            *("regular <b>|$x$: 0 boxes", "3 layers, mdconv: 0 boxes"),
+        ]
         browser.close()
     assert {url for url in wrong if not url.startswith("data:")} == {page.as_uri()}

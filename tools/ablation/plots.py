@@ -83,35 +83,36 @@ def _by_layers(results: Results) -> Figure | None:
 
 
 def _by_part(results: Results) -> Figure:
-    cells = results.cells.loc[[*results.logs]]
-    figure, axes = _figure("AP by part; dashed: the baseline", 1.0 + 0.34 * len(cells))
-    for place, (name, cell) in enumerate(cells.iterrows()):
-        is_base = name == results.study.baseline.name
-        colour = BASELINE if is_base else PALETTE[0]
-        if is_base:
-            axes.axvline(cell["AP"], color=colour, linestyle="--", linewidth=1, alpha=0.6)
-        axes.errorbar(cell["AP"], place, xerr=cell["AP std"], fmt="D", color=colour, capsize=3)
-        seeds = results.runs.loc[results.runs["cell"] == name, "AP"]
-        axes.plot(seeds, [place + 0.25] * len(seeds), ".", color=colour, alpha=0.6)
+    cells, base = results.cells.loc[[*results.logs]], results.study.baseline.name
+    figure, axes = _figure("AP by part; dashed: the baseline", 1.3 + 0.34 * len(cells))
+    half, style = (cells["high"] - cells["low"]) / 2, dict(color=PALETTE[0])
+    axes.errorbar(cells["AP"], range(len(cells)), xerr=half, fmt="D", capsize=3, **style)
+    runs = results.runs[results.runs["cell"].isin(cells.index)]
+    axes.plot(runs["AP"], cells.index.get_indexer(runs["cell"]) + 0.25, ".", alpha=0.6, **style)
+    if base in cells.index:
+        axes.axvline(cells.loc[base, "AP"], color=BASELINE, linestyle="--", linewidth=1)
     axes.set_yticks(range(len(cells)), cells.index.map(_short))
     axes.invert_yaxis()
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.set_xlabel("AP (diamond: mean ± std, dots: seeds)")
+    bars = "bars: against the baseline, family-wise 95 %\n(Dunnett, pooled variance of all cells)"
+    axes.set_xlabel(f"AP (diamond: mean, dots: seeds)\n{bars}")
     return figure
 
 
 def _curves(results: Results, title: str, y: str, x: str, key: str) -> Figure:
-    """For each cell, at the steps that all its runs have, the mean of what they logged as `key`."""
+    """For each cell, at the steps that all its runs have, mean ± std of their `key`."""
     figure, axes = _figure(title, 3.2, len(results.logs))
     for cell, logs in results.logs.items():
-        curves = [curve(log, key) for log in logs]
-        mean = pd.concat(curves, axis=1, join="inner").mean(axis=1)
+        runs = pd.concat([curve(log, key) for log in logs], axis=1, join="inner")
+        mean, std = runs.mean(axis=1), runs.std(axis=1)
         is_base = cell == results.study.baseline.name
         style = dict(color=BASELINE, linestyle="-", linewidth=2) if is_base else {}
         marker = "o" if len(mean) < 12 else ""
-        axes.plot(mean, label=_short(cell), marker=marker, markersize=4, **style)
+        [line] = axes.plot(mean, label=_short(cell), marker=marker, markersize=4, **style)
+        band = dict(color=line.get_color(), alpha=0.15, linewidth=0)
+        axes.fill_between(mean.index, mean - std, mean + std, **band)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set(xlabel=x, ylabel=f"{y}, mean over seeds")
+    axes.set(xlabel=x, ylabel=f"{y}, mean ± std over seeds")
     figure.legend(**LEGEND)
     return figure
 

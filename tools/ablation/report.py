@@ -7,12 +7,14 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
+from .intervals import MOST
 from .pictures import SCORE, make_pictures
 from .plots import make_plots
-from .results import COSTS, Results, write_text
+from .results import Results, write_text
 from .running import LOG
 from .study import StudyError
 
+INTERVAL = "family-wise 95 % interval"
 OFFSETS = (
     "What every deformable layer did at the end of training, mean over seeds: the length of its "
     "offsets Δp (pixels of the layer's input; for RoI pooling, of the image), the share of its "
@@ -20,10 +22,14 @@ OFFSETS = (
 )
 READING = (
     "AP is COCO's, from 0 to 1, after the last epoch: mean ± standard deviation over seeds. "
-    "Difference is to the baseline, {}; its interval is Welch's, of 95 % confidence, over seeds. "
-    "Where zero lies in it, these seeds do not tell the cell from the baseline; and it misses one "
-    "time in twenty, so that of many cells some are clear of zero by chance. GFLOPs are 1e9 "
-    "multiply-adds of one image in inference; memory is training's peak, of the GPU or the process."
+    "Difference is to the baseline, {}; its interval is family-wise 95 % (Dunnett, pooled variance "
+    "of all cells): with 95 % confidence, all intervals of the table hold at once, that of the "
+    "best cell included, although chance flatters a mean that is picked as the highest. Cells with "
+    "fewer than two finished seeds are not compared. Seeds for 80 % power are how many per cell "
+    "find a true difference as large as the one seen four times in five (two-sided, family-wise 5 "
+    "%, pooled standard deviation, Šidák's bound on Dunnett's critical value, which errs towards "
+    "more seeds). × is relative to the baseline. GFLOPs are 1e9 multiply-adds of one image in "
+    "inference; memory is training's peak, of the GPU or the process."
 )
 
 
@@ -50,7 +56,7 @@ def write_report(results: Results, folder: Path, command: str, machine: dict[str
         title=results.study.title,
         lead=_lead(results),
         facts=_facts(results, command, machine),
-        table=as_text(results.cells),
+        table=as_text(results.cells, baseline),
         reading=READING.format(baseline),
         plots=make_plots(results, folder / "plots"),
         layers={cell: found for cell, each in results.logs.items() if len(found := _layers(each))},
@@ -61,14 +67,12 @@ def write_report(results: Results, folder: Path, command: str, machine: dict[str
     slides, problems = make_pictures(results)
     for problem in problems:
         print(problem, flush=True)
-    better, worse = results.cells["low"] > 0, results.cells["high"] < 0
     source = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     page = jinja2.Template(source, autoescape=True, trim_blocks=True).render(
         content,
         base64=lambda data: base64.b64encode(data).decode(),
         baseline=baseline,
-        costs=costs_as_text(results.cells, baseline),
-        marks=better.map({True: "better"}).fillna(worse.map({True: "worse", False: ""})),
+        cells=results.cells,
         waiting=[run.name for run, record in results.ended if record.state == "waiting"],
         **dict(slides=slides, problems=problems, score=SCORE, log=LOG),
     )
@@ -98,17 +102,24 @@ def _facts(results: Results, command: str, machine: dict[str, object]) -> dict[s
     return {key: value for key, value in facts.items() if value}
 
 
+def summary(results: Results) -> str:
+    """The main finding and the table, as Markdown."""
+    table = as_text(results.cells, results.study.baseline.name)
+    return f"{_lead(results)}\n\n{to_markdown(table)}"
+
+
 def _lead(results: Results) -> str:
-    best = results.best
-    difference, interval = as_text(results.cells).loc[best.name, ["difference", "95 % interval"]]
+    best, base, cells = results.best, results.study.baseline.name, results.cells
+    difference, interval = as_text(cells, base).loc[best.name, ["difference", INTERVAL]]
     text = f"Highest mean AP: {best['AP']:.3f}, {best.name}"
     if interval:
-        text += f" ({difference} to the baseline, 95 % interval {interval})"
+        text += f" ({difference} to the baseline, {INTERVAL} {interval})"
     elif difference:
         text += f" ({difference} to the baseline; an interval takes two seeds of both)"
-    elif best.name == results.study.baseline.name:
+    elif best.name == base:
         text += ", the baseline"
-    return text + "."
+    known, clear = cells["low"].count(), ((cells["low"] > 0) | (cells["high"] < 0)).sum()
+    return f"{text}. Intervals without zero: {clear} of {known}." if known else f"{text}."
 
 
 def _layers(logs: list[pd.DataFrame]) -> pd.DataFrame:
@@ -151,35 +162,33 @@ def _code(text: str) -> str:
     return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
-def as_text(cells: pd.DataFrame) -> pd.DataFrame:
+def as_text(cells: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """The table of `cells` to read; what is not known is empty."""
 
     def spread(metric: str) -> pd.Series:
         std = formatted(cells[f"{metric} std"], " ± {:.3f}")
         return formatted(cells[metric], "{:.3f}") + std
 
+    def cost(key: str, form: str, unit: float = 1) -> pd.Series:
+        relative = formatted(cells[key] / cells.loc[baseline, key], " (×{:.2f})")
+        return formatted(cells[key] / unit, form) + relative.where(cells.index != baseline, "")
+
+    needed = cells["seeds needed"]
     low, high = formatted(cells["low"], "{:+.3f} to "), formatted(cells["high"], "{:+.3f}")
     failed = formatted(cells["failed"].where(cells["failed"] > 0), " ({:.0f} failed)")
     columns = {
         "seeds": formatted(cells["finished"], "{:.0f}") + failed,
         "AP": spread("AP"),
         "difference": formatted(cells["difference"], "{:+.3f}"),
-        "95 % interval": low + high,
+        INTERVAL: low + high,
+        "seeds for 80 % power": formatted(needed, "{:.0f}").replace("inf", f">{MOST}"),
         "AP50": spread("AP50"),
         "AP75": spread("AP75"),
-        "params (M)": formatted(cells["parameters"] / 1e6, "{:.2f}"),
-        "GFLOPs": formatted(cells["gflops"], "{:.2f}"),
-        "s / iteration": formatted(cells["seconds_per_iteration"], "{:#.3g}"),
-        "memory (MB)": formatted(cells["memory_mb"], "{:.0f}"),
+        "params (M)": cost("parameters", "{:.2f}", 1e6),
+        "GFLOPs": cost("gflops", "{:.2f}"),
+        "s / iteration": cost("seconds_per_iteration", "{:#.3g}"),
+        "memory (MB)": cost("memory_mb", "{:.0f}"),
     }
-    return pd.DataFrame(columns)
-
-
-def costs_as_text(cells: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Gain and cost of `cells`, the costs relative to those of the baseline."""
-    columns = {"AP difference": formatted(cells["difference"], "{:+.3f}")}
-    for title, cost in zip(("time", "memory", "params", "GFLOPs"), COSTS, strict=True):
-        columns[f"× {title}"] = formatted(cells[cost] / cells.loc[baseline, cost], "{:.2f}")
     return pd.DataFrame(columns)
 
 
@@ -196,5 +205,4 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 
 def markdown_text(text: str) -> str:
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return text.replace(">", "&gt;").replace("|", r"\|")
+    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", r"\|")

@@ -9,13 +9,12 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
-from scipy.stats import ttest_ind
 
+from .intervals import compare
 from .study import Run, Study, StudyError
 
 RECORD = "run.json"
 METRICS = {"AP": "coco/bbox_mAP", "AP50": "coco/bbox_mAP_50", "AP75": "coco/bbox_mAP_75"}
-CONFIDENCE = 0.95
 COSTS = ["seconds_per_iteration", "memory_mb", "parameters", "gflops"]
 
 
@@ -42,12 +41,13 @@ def read_record(run: Run) -> Record:
     Raises:
         StudyError: the folder holds a run of another config.
     """
-    mark = f"# {run.identity}\n"
-    if run.config.exists() and not run.config.read_text(encoding="utf-8").startswith(mark):
-        raise StudyError(
-            f"{run.folder} holds a run of another config than {run.name} has now (compare "
-            f"{run.config}); give another --work-dir, or move both away"
-        )
+    if run.config.exists():
+        known = run.config.read_text(encoding="utf-8").partition("\n")[0].split()[1:]
+        if known[: len(run.identity)] != run.identity:  # shorter where weights are gone by now
+            raise StudyError(
+                f"{run.folder} holds a run of another config or other weights than {run.name} has "
+                f"now (compare {run.config}); give another --work-dir, or move both away"
+            )
     path = run.folder / RECORD
     try:
         record = Record(**json.loads(path.read_text(encoding="utf-8")))
@@ -126,14 +126,23 @@ class Results:
 
     `cells` has a line per cell, by name: how many runs `finished` and `failed`; of each of METRICS
     the mean over seeds and, as `AP std`, the standard deviation; the medians of COSTS; and
-    `difference` in mean AP to the baseline with its confidence interval (Welch's), from `low` to
-    `high`, where both have two seeds or more that differ. The baseline has none of these three.
+    `difference` in mean AP to the baseline with what `compare` says of it, none for the baseline.
     """
 
     study: Study
     ended: list[tuple[Run, Record]]
     runs: pd.DataFrame
-    cells: pd.DataFrame
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        names, base = self.study.names, self.study.baseline.name
+        by_cell = self.runs[self.runs["state"] == "finished"].groupby("cell")
+        means, spreads = by_cell[[*METRICS]].mean(), by_cell[[*METRICS]].std().add_suffix(" std")
+        cells = means.join([spreads, by_cell[COSTS].median()]).reindex(pd.Index(names, name="cell"))
+        counts = pd.crosstab(self.runs["cell"], self.runs["state"]).reindex(names)
+        cells[["finished", "failed"]] = counts.reindex(columns=["finished", "failed"]).fillna(0)
+        cells["difference"] = (cells["AP"] - cells.loc[base, "AP"]).where(cells.index != base)
+        return cells.join(compare({name: [*values] for name, values in by_cell["AP"]}, base))
 
     def finished(self, cell: str) -> list[Run]:
         return [run for run, r in self.ended if r.finished and run.cell.name == cell]
@@ -164,22 +173,21 @@ def make_results(
     columns = ["cell", *axes, "seed", "state", *METRICS, *COSTS, "seconds", "folder", "error"]
     runs = pd.DataFrame(lines, columns=columns)
     runs[[*METRICS, *COSTS, "seconds"]] = runs[[*METRICS, *COSTS, "seconds"]].astype(float)
-    names = pd.Index([cell.name for cell in study.cells], name="cell")
-    runs = runs.sort_values("cell", key=names.get_indexer, kind="stable")
+    runs = runs.sort_values("cell", key=pd.Index(study.names).get_indexer, kind="stable")
+    return Results(study, ended, runs)
 
-    by_cell = runs[runs["state"] == "finished"].groupby("cell")
-    means, spreads = by_cell[[*METRICS]].mean(), by_cell[[*METRICS]].std().add_suffix(" std")
-    cells = means.join([spreads, by_cell[COSTS].median()]).reindex(names)
-    counts = pd.crosstab(runs["cell"], runs["state"])
-    cells[["finished", "failed"]] = counts.reindex(names, columns=["finished", "failed"]).fillna(0)
-    base = study.baseline.name
-    cells["difference"] = (cells["AP"] - cells.loc[base, "AP"]).where(names != base)
-    cells[["low", "high"]] = float("nan")
-    values = {name: group["AP"].tolist() for name, group in by_cell}
-    for name in values.keys() - {base}:
-        pair = (values[name], values.get(base, []))
-        # Equal values to the last digit are rounding, not certainty.
-        if min(map(len, pair)) > 1 and max(len(set(each)) for each in pair) > 1:
-            test = ttest_ind(*pair, equal_var=False)
-            cells.loc[name, ["low", "high"]] = [*test.confidence_interval(CONFIDENCE)]
-    return Results(study, ended, runs, cells)
+
+def read_results(study: Study, path: Path) -> Results:
+    """Of the runs in a results.csv of the study, without their folders.
+
+    Raises:
+        StudyError: it is none.
+    """
+    try:
+        runs = pd.read_csv(path)
+        right = {"state", *METRICS, *COSTS} <= {*runs} and {*runs["cell"]} <= {*study.names}
+    except (ValueError, KeyError):
+        right = False
+    if not right:
+        raise StudyError(f"{path} is not a results.csv of {study.path}")
+    return Results(study, [], runs)

@@ -48,7 +48,7 @@ def execute(run: Run, environment: dict[str, str] | None = None, gpus: int = 1) 
 
 
 def _train(run: Run, environment: dict[str, str], gpus: int, lock: int) -> Record:
-    write_text(run.config, f"# {run.identity}\n{run.content.pretty_text}")
+    write_text(run.config, f"# {' '.join(run.identity)}\n{run.content.pretty_text}")
     command = [str(TRAIN), str(run.config), "--work-dir", str(run.folder)]
     if gpus > 1:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ CHOICES = {
 }
 AXES = ("layers", "stages", *CHOICES)  # with a name of their own
 LABELS = {"layers": "{} layers", "conv": "{}", "pool": "{}", "mimic": "mimic {}"}
-OWN = ("randomness.seed", "work_dir", "resume", "load_from")  # set by tools/ablate.py itself
+WEIGHTS = r'"(?:load_from|checkpoint)": ("(?:\\.|[^"\\])+")'  # in a config's JSON
+OWN = ("randomness.seed", "work_dir", "resume")  # set by tools/ablate.py itself
 
 
 class StudyError(EngineError):
@@ -58,9 +60,21 @@ class Run:
         return f"{self.cell.name}, seed {self.seed}"
 
     @property
-    def identity(self) -> str:
-        """A hash of the config's content, which does not change with how it is written down."""
-        return hashlib.sha256(_canonical(self.content).encode()).hexdigest()
+    def identity(self) -> list[str]:
+        """Hashes: of the config's content, which does not change with how it is written down, and
+        of the weights that it starts from, unless some are missing.
+        """
+        contents = [_canonical(self.content).encode()]
+        if self.weights and all(path.is_file() for path in self.weights):
+            hashes = (_file_hash(path, path.stat().st_mtime_ns) for path in self.weights)
+            contents.append("".join(hashes).encode())
+        return [hashlib.sha256(content).hexdigest() for content in contents]
+
+    @cached_property
+    def weights(self) -> list[Path]:
+        """The local files that `load_from` and every `init_cfg` name."""
+        named = re.findall(WEIGHTS, _canonical(self.content))
+        return [Path(each).expanduser() for each in map(json.loads, named) if "://" not in each]
 
 
 @dataclass(frozen=True)
@@ -134,11 +148,15 @@ class Study:
         _require(not unknown, f"pictures: {unknown}: unknown, expected cells, images")
         whole = type(pictures["images"]) is int
         _require(whole, f"pictures: images: expected a number, got {pictures['images']!r}")
-        names = [cell.name for cell in cells]
-        for name in pictures["cells"]:
-            _require(name in names, f"pictures: no cell is named {name!r}; there are {names}")
         title = content.get("title", path.stem)
-        return cls(path, title, base, cells, tuple(seeds), found[0], options, config, pictures)
+        study = cls(path, title, base, cells, tuple(seeds), found[0], options, config, pictures)
+        if unknown := [name for name in pictures["cells"] if name not in study.names]:
+            raise StudyError(f"pictures: no cell is named {unknown[0]!r}; there are {study.names}")
+        return study
+
+    @property
+    def names(self) -> list[str]:
+        return [cell.name for cell in self.cells]
 
     def runs(self, folder: Path) -> list[Run]:
         """Every run of the study, seed by seed, so that all cells soon have a first result."""
@@ -146,9 +164,8 @@ class Study:
         for seed, cell in itertools.product(self.seeds, self.cells):
             config = copy.deepcopy(cell.config)
             config.merge_from_dict({"randomness.seed": seed})
-            own = folder / cell.folder / f"seed-{seed}"
             path = folder / "configs" / f"{cell.folder}_seed-{seed}.py"
-            runs.append(Run(cell, seed, own, path, config))
+            runs.append(Run(cell, seed, folder / cell.folder / f"seed-{seed}", path, config))
         return runs
 
 
@@ -230,6 +247,11 @@ def _merge(config: Config, options: dict[str, Any], where: str) -> None:
     for key in options:
         _require(key not in OWN, f"{where}: {key} is set for every run; seeds says which")
     merge_options(config, options, where, AXES)
+
+
+@cache
+def _file_hash(path: Path, changed: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _canonical(config: Config) -> str:

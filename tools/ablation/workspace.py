@@ -35,8 +35,11 @@ class Workspace:
         """Check that its runs have so many GPUs each, and mark the folder as this study's.
 
         Raises:
-            StudyError: they have another number, and so another batch; or it cannot be written to.
+            StudyError: they have another number, and so another batch; weights that a run starts
+                from are missing; or the folder cannot be written to.
         """
+        for path in (path for run in self.runs for path in run.weights if not path.is_file()):
+            raise StudyError(f"weights not found: {path}")
         if self._owner.setdefault("gpus_per_run", gpus) != gpus:
             raise StudyError(
                 f"{self.folder} holds runs with --gpus-per-run {self._owner['gpus_per_run']}, "
@@ -72,25 +75,22 @@ class Workspace:
     def plan(self, jobs: int) -> str:
         """All runs and their state, and how long what is left will take."""
         results = self.results(count=False)
-        seconds = results.runs[results.runs["state"] == "finished"].set_index("cell")["seconds"]
-        known = seconds.dropna()
+        finished = results.runs[results.runs["state"] == "finished"]
+        known = finished.set_index("cell")["seconds"].dropna()
         lines, left = [], []
-        todo = [run for run, record in results.ended if not record.finished]
         for run, record in results.ended:
             if record.finished:
-                lines.append(f"{run.name}: finished, AP {record.metrics['AP']:.3f}")
-                continue
-            state = "interrupted" if any(run.folder.glob("*.pth")) else "waiting"
-            if record.error:
-                state = f"failed ({record.error})"
-            if len(known):
+                state = f"finished, AP {record.metrics['AP']:.3f}"
+            else:
+                state = "interrupted" if any(run.folder.glob("*.pth")) else "waiting"
+                state = f"failed ({record.error})" if record.error else state
                 left.append(known.get([run.cell.name], known).mean())
-                state += f", about {left[-1] / 60:.0f} min"
+                state += f", about {left[-1] / 60:.0f} min" if len(known) else ""
             lines.append(f"{run.name}: {state}")
-        end = f"{len(lines)} runs, {len(todo)} to do"
-        if left:
+        end = f"{len(lines)} runs, {len(left)} to do"
+        if left and len(known):
             minutes = max(*left, sum(left) / jobs) / 60
             end += f": about {minutes:.0f} min with {jobs} at a time, judged by those that are done"
-        elif todo:
+        elif left:
             end += "; how long they take can be told when the first has finished"
         return "\n".join([*lines, end])

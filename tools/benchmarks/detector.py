@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import torch
 from dcndet.models.engine import OffsetStatisticsHook  # models also registers ours
@@ -18,11 +18,9 @@ from .measure import Call, largest_difference, mmcv_operators, side_by_side
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "dcnv2"
 # Ours, and mmdet's of the same architecture.
+REGULAR = "faster-rcnn_r50_fpn_1x_coco.py"
 PAIRS = {
-    "regular": (
-        "faster-rcnn_r50_fpn_1x_coco.py",
-        "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
-    ),
+    "regular": (REGULAR, f"mmdet::faster_rcnn/{REGULAR}"),
     "mdconv c3–c5": (
         "faster-rcnn_r50_fpn_mdconv-c3-c5_1x_coco.py",
         "mmdet::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
@@ -63,9 +61,7 @@ def training_step(model: nn.Module, data: dict, optimizer: torch.optim.Optimizer
 
 def watched(step: Call, model: nn.Module) -> Call:
     """The same step, in which `OffsetStatisticsHook` measures."""
-    runner = SimpleNamespace(
-        model=model, iter=0, max_iters=1, visualizer=SimpleNamespace(add_scalars=lambda *_, **__: 0)
-    )
+    runner = Mock(model=model, iter=0, max_iters=1)
     hook = OffsetStatisticsHook(interval=1)
     hook.before_train(runner)
 

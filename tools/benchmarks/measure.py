@@ -1,5 +1,6 @@
 """Time, peak memory and difference of functions that compute the same thing, side by side."""
 
+import argparse
 import ctypes
 import gc
 import importlib
@@ -25,7 +26,6 @@ FLUSH_BYTES = 256 * 2**20
 
 # What it returns are tensors, if anything.
 Call = Callable[[], Iterable[Tensor] | None]
-Clock = Callable[[Call], dict[str, float]]
 
 
 def host_clock(call: Call) -> dict[str, float]:
@@ -52,8 +52,11 @@ def gpu_clock(call: Call) -> dict[str, float]:
     end.record()
     late = start.query()
     end.synchronize()
-    ms = start.elapsed_time(end)
-    return {"ms": ms, "host_us": (returned - called) * 1e6, "late": float(late)}
+    return {
+        "ms": start.elapsed_time(end),
+        "host_us": (returned - called) * 1e6,
+        "late": float(late),
+    }
 
 
 def flush_cache() -> None:
@@ -61,13 +64,11 @@ def flush_cache() -> None:
     torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda").sum()
 
 
-def side_by_side(
-    calls: dict[str, Call], repeats: int, device: str, clock: Clock = host_clock
-) -> dict[str, dict]:
+def side_by_side(calls: dict[str, Call], repeats: int, device: str, clock=host_clock) -> dict:
     """Figures of each call, or its `error`.
 
-    Medians of what the clock reads, all of its times (`ms_all`), and the extra memory in MB. The
-    calls take turns, so that what else the machine does affects all of them alike; this is why
+    Medians of what `clock(call)` reads, all of its times (`ms_all`), and the extra memory in MB.
+    The calls take turns, so that what else the machine does affects all of them alike; this is why
     neither `torch.utils.benchmark.Timer` nor `triton.testing.do_bench` measures them, which repeat
     one call at a time.
     """
@@ -132,10 +133,8 @@ def largest_difference(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> 
 
     Not a number, where any is.
     """
-    shares = [
-        (a - e).abs().max().item() / (e.abs().max().item() or 1.0)
-        for a, e in zip(actual, expected, strict=True)
-    ]
+    pairs = zip(actual, expected, strict=True)
+    shares = [(a - e).abs().max().item() / (e.abs().max().item() or 1.0) for a, e in pairs]
     return torch.tensor(shares, dtype=torch.float64).max().item()
 
 
@@ -147,6 +146,13 @@ def mmcv_operators() -> ModuleType | None:
         return None
     # models/mmcv_ext.py may stand in for them.
     return None if compiled.endswith(".py") else importlib.import_module("mmcv.ops")
+
+
+def positive(text: str) -> int:
+    """The value of an option."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
 
 
 def machine() -> dict:

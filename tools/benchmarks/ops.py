@@ -20,11 +20,8 @@ MMCV = measure.mmcv_operators()
 
 
 # A modulated deformable convolution, C_in = C_out; `size` is (channels, height, width).
-Conv = namedtuple(
-    "Conv",
-    "name size batch kernel stride dilation groups deform_groups",
-    defaults=(1, 3, 1, 1, 1, 1),
-)
+SETTINGS = "name size batch kernel stride dilation groups deform_groups"
+Conv = namedtuple("Conv", SETTINGS, defaults=(1, 3, 1, 1, 1, 1))
 # A deformable RoI pooling of a map of `size` to 7×7 bins.
 Pool = namedtuple("Pool", "name size sampling_ratio num_rois batch", defaults=(1,))
 
@@ -116,9 +113,7 @@ def between_pixels(offset: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
     return ((offset * 4).floor() / 4 + 1 / 8).clamp(-3.875, 3.875)
 
 
-def conv_functions(
-    case: Conv, dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> dict[str, Function]:
+def conv_functions(case: Conv, dtype=torch.float32, device: str = "cpu") -> dict[str, Function]:
     """dcn is given channels-last tensors, torchvision and mmcv contiguous ones, which is what their
     kernels work in; F.conv2d is there in both formats.
     """
@@ -162,9 +157,7 @@ def conv_functions(
     }
 
 
-def pool_functions(
-    case: Pool, dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> dict[str, Function]:
+def pool_functions(case: Pool, dtype=torch.float32, device: str = "cpu") -> dict[str, Function]:
     """As in `between_pixels`, no sample may be so close to a pixel that rounding decides on which
     side it is, nor a bin's size to where it gets one more sample. So bins are odd eighths of a
     pixel of the map, offsets move them by multiples of 1/512, and corners are 1/1024 off that: also

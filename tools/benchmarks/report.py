@@ -2,36 +2,25 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import product
 from math import isnan, nan
 from pathlib import Path
 
 REGULAR = "F.conv2d"
 FORMATS = (f"{REGULAR} (NCHW)", f"{REGULAR} (NHWC)")
 KINDS = ("forward", "both")
+DETECTOR = "dcn, mdconv c3–c5"  # that others are compared with
 OPERATORS = {
     "convolution": "deform_conv2d, modulated, 3×3",
     "variants": "deform_conv2d with other settings",
     "pooling": "deform_roi_pool, 7×7 bins",
 }
-SKIPPED = (
-    "{} skipped, because mmcv's operators are not compiled. "
-    "`./scripts/setup.sh --mmcv-ops` compiles them."
-)
+SKIPPED = "{} skipped: they need mmcv's operators (`./scripts/setup.sh --mmcv-ops`)."
+Figures = partial(defaultdict, lambda: nan)  # what has not been measured is not a number
 # In the order of the plot's bars.
-COLOURS = {
-    REGULAR: "#9aa0a6",
-    "dcn": "#1a73e8",
-    "reference": "#8ab4f8",
-    "torchvision": "#dadce0",
-    "mmcv": "#dadce0",
-}
-
-
-class Figures(dict):
-    """What has not been measured is not a number."""
-
-    def __missing__(self, key: str) -> float:
-        return nan
+COLOURS = {REGULAR: "#9aa0a6", "dcn": "#1a73e8", "reference": "#8ab4f8"}
+COLOURS |= {"torchvision": "#dadce0", "mmcv": "#dadce0"}
 
 
 def page(result: dict) -> str:
@@ -79,14 +68,10 @@ def _ops(result: dict) -> Iterator[str]:
     if not rates and "mmcv" not in sections["pooling"][0]["results"]:
         yield SKIPPED.format("mmcv's rows were")
     if rates:
-        products = (
-            f"{rate / 1e12:.0f} TFLOP/s in {dtype}"
-            for dtype, rate in rates["operations_per_s"].items()
-        )
-        yield (
-            f"At best, this GPU copies {rates['bytes_per_s'] / 1e9:.0f} GB/s and multiplies "
-            f"matrices at {', '.join(products)}."
-        )
+        of_types = rates["operations_per_s"].items()
+        products = ", ".join(f"{rate / 1e12:.0f} TFLOP/s in {dtype}" for dtype, rate in of_types)
+        copied = f"{rates['bytes_per_s'] / 1e9:.0f} GB/s"
+        yield f"At best, this GPU copies {copied} and multiplies matrices at {products}."
     groups = {
         f"{title}, {dtype}": [row for row in sections[name] if row["dtype"] == dtype]
         for name, title in OPERATORS.items()
@@ -108,10 +93,9 @@ def _ops(result: dict) -> Iterator[str]:
             f"{threads} threads": "{forward_ms_many:.1f} / {both_ms_many:.1f}",
             "times as fast": "{forward:.2f} / {both:.2f}",
         }
-        rows = sections["threads"]
-        yield table(
-            columns, (r | {k: r[f"{k}_ms_one"] / r[f"{k}_ms_many"] for k in KINDS} for r in rows)
-        )
+        for row, kind in product(sections["threads"], KINDS):
+            row[kind] = row[f"{kind}_ms_one"] / row[f"{kind}_ms_many"]
+        yield table(columns, sections["threads"])
     if "memory" in sections:
         yield "## Extra memory on a large image"
         yield (
@@ -138,7 +122,7 @@ def _relative(groups: dict[str, list[dict]]) -> Iterator[dict]:
             yield line
 
 
-def _one_regular(results: dict[str, dict]) -> dict[str, Figures]:
+def _one_regular(results: dict[str, dict]) -> dict[str, dict]:
     """`F.conv2d` once, for each figure in the faster of its formats."""
     results = {name: Figures(values) for name, values in results.items()}
     if FORMATS[0] not in results:
@@ -196,11 +180,6 @@ def _ms(values: dict) -> str:
 
 def _detector(result: dict) -> Iterator[str]:
     settings, sections = result["settings"], result["sections"]
-    rows = {row["model"]: Figures(row) for row in sections["models"]}
-
-    def times(a: str, b: str, kind: str = "train") -> str:
-        return f"{rows[a][f'{kind}_ms'] / rows[b][f'{kind}_ms']:.2f} times"
-
     yield f"# Detector on a {'GPU' if settings['device'] == 'cuda' else 'CPU'}"
     yield _measured(result)
     yield (
@@ -213,43 +192,30 @@ def _detector(result: dict) -> Iterator[str]:
         "": "{model}",
         "training step, s": "{train_s:.3g}",
         "inference, s": "{inference_s:.3g}",
+        f"÷ {DETECTOR}": "{train_ratio:.2f} / {inference_ratio:.2f}",
         "extra memory of training step, MB": "{train_mb:.0f}",
         "extra memory of inference, MB": "{inference_mb:.0f}",
     }
-    kinds = ("train", "inference")
-    yield table(columns, (r | {f"{k}_s": r[f"{k}_ms"] / 1e3 for k in kinds} for r in rows.values()))
+    rows = {row["model"]: Figures(row) for row in sections["models"]}
+    for row, kind in product(rows.values(), ("train", "inference")):
+        row[f"{kind}_s"] = row[f"{kind}_ms"] / 1e3
+        row[f"{kind}_ratio"] = row[f"{kind}_ms"] / rows[DETECTOR][f"{kind}_ms"]
+    yield table(columns, rows.values())
     if errors := [f"- {n}, {k}: {row[k]}" for n, row in rows.items() for k in row if "error" in k]:
         yield "\n".join(errors)
-    own, theirs = "dcn, mdconv c3–c5", "mmdet, mdconv c3–c5"
-    lines = [f"With mdconv, a training step takes {times(own, 'dcn, regular')} as long as without."]
-    if theirs in rows:
-        lines += [
-            f"In mmdet, it takes {times(theirs, own)} as long as here, and inference "
-            f"{times(theirs, own, 'inference')}.",
-            f"A step of mmdet's regular network takes {times('mmdet, regular', own)} as long as "
-            "one with mdconv here.",
-        ]
-    else:
-        lines.append(SKIPPED.format("mmdet's detectors were"))
+    if not any(name.startswith("mmdet") for name in rows):
+        yield SKIPPED.format("mmdet's detectors were")
     if sections["loss_difference"] is not None:
-        lines.append(
-            "With the same images and random numbers, the losses differ by at most "
-            f"{sections['loss_difference']:.1e} of their value."
-        )
-    if (watched := f"{own}, offsets measured") in rows:
-        lines.append(
-            "A step that measures offsets, by default one in 50, takes "
-            f"{times(watched, own)} as long as one that does not."
-        )
-    yield "\n".join(lines)
+        share = f"{sections['loss_difference']:.1e} of their value"
+        yield f"With the same images and random numbers, the losses differ by at most {share}."
+    if f"{DETECTOR}, offsets measured" in rows:
+        yield "Offsets are measured in one step in 50 by default."
 
 
 def _kernels(result: dict) -> Iterator[str]:
     yield "# Kernels for the GPU, compiled"
-    yield (
-        f"Compiled by `{result['command']}` on {result['date']}, without a GPU.\n"
-        f"{_versions(result)}."
-    )
+    made = f"Compiled by `{result['command']}` on {result['date']}, without a GPU."
+    yield f"{made}\n{_versions(result)}."
     yield (
         "In each cell the first figure is for compute capability 8.0 (A100), the second for 9.0\n"
         "(H100, H200). [README.md](README.md) explains the columns."
@@ -288,11 +254,8 @@ def ops_plot(result: dict, path: Path) -> None:
     for axis, (title, results) in zip(axes, panels.items(), strict=True):
         results = _one_regular(results)
         bars = {name: results[name]["both_ms"] for name in COLOURS if name in results}
-        drawn = axis.barh(
-            [name.replace("reference", "dcn, plain PyTorch") for name in bars],
-            bars.values(),
-            color=[COLOURS[name] for name in bars],
-        )
+        names = [name.replace("reference", "dcn, plain PyTorch") for name in bars]
+        drawn = axis.barh(names, bars.values(), color=[COLOURS[name] for name in bars])
         axis.bar_label(drawn, fmt="%.0f", padding=3, fontsize=9)
         axis.set(xscale="log", xlim=(5, max(bars.values()) * 4))
         axis.invert_yaxis()
