@@ -170,7 +170,10 @@ def test_the_studies_of_this_repository(study):
         (dict(axes={"layers": 3}), "axes: layers: expected a list of values, got 3"),
         (dict(axes={"layers": ["many"]}), "layers: expected a number of layers, got 'many'"),
         (dict(axes={"conv": ["modulated"]}), "conv: expected one of dconv, mdconv, got 'modul"),
-        (dict(axes={"pool": ["max"]}), "pool: expected one of align, dpool, mdpool, got 'max'"),
+        (
+            dict(axes={"pool": ["max"]}),
+            "pool: expected one of roipool, align, dpool, mdpool, got 'max'",
+        ),
         (dict(axes={"mimic": [True]}), "mimic: expected one of off, .*both, got True"),
         (dict(seeds=[]), "seeds is missing or empty"),
         (dict(seeds=[0, 0]), r"seeds: \[0, 0\] has one of them twice"),
@@ -621,3 +624,11 @@ def test_real_runs_on_a_cluster(dataset, tmp_path, monkeypatch, capsys):
     for cell in ("annotated", "type=ResNet", "type=DeformResNet"):
         assert len(re.findall(rf"<figcaption>{cell}: \d+ box", page)) == 6
     assert len(list((tmp_path / "work" / "jobs").glob("*_log.out"))) == 2
+
+
+def test_pool_is_that_of_boxes_and_masks(tmp_path):
+    base = ROOT / "configs/dcnv2/mask-rcnn_r50_dc5_1x_coco.py"
+    study = Study.read(write(tmp_path, base=str(base), axes={"pool": ["align", "mdpool"]}))
+    _, cell = study.cells
+    head = cell.config.model.roi_head
+    assert head.bbox_roi_extractor.pool == head.mask_roi_extractor.pool == "mdpool"

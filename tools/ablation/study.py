@@ -186,13 +186,12 @@ def _cells(content: dict[str, Any], config: Config) -> tuple[Cell, ...]:
     names: dict[str, str] = {}  # by what the cell would train
     for row, point in itertools.product(rows, itertools.product(*axes.values())):
         settings = _normal(row | dict(zip(axes, point, strict=True)))
-        labels = [row["name"]] if "name" in row else []
-        settings.pop("name", None)
+        labels = [settings.pop("name")] if "name" in row else []
         own = copy.deepcopy(config)
         for axis, value in settings.items():
             if axis in axes or "name" not in row:
                 labels.append(_label(axis, value, every))
-            _merge(own, _options(axis, value), "axes" if axis in axes else "rows")
+            _merge(own, _options(axis, value, own), "axes" if axis in axes else "rows")
         deformable = {"layers", "stages"} & {*settings} or config.model.backbone.get("deform")
         if "conv" in settings and not deformable:
             raise StudyError("conv: the base has no deformable layer; give layers")
@@ -223,8 +222,8 @@ def _label(axis: str, value: Any, axes: set[str]) -> str:
     return f"{end}={value}"
 
 
-def _options(axis: str, value: Any) -> dict[str, Any]:
-    """What an axis sets in a config."""
+def _options(axis: str, value: Any, own: Config) -> dict[str, Any]:
+    """What an axis sets in a cell's config."""
     if axis in CHOICES and value not in CHOICES[axis]:
         raise StudyError(f"{axis}: expected one of {', '.join(CHOICES[axis])}, got {value!r}")
     match axis:
@@ -237,7 +236,8 @@ def _options(axis: str, value: Any) -> dict[str, Any]:
         case "conv":
             return {"model.backbone.deform.modulated": value == "mdconv"}
         case "pool":
-            return {"model.roi_head.bbox_roi_extractor.pool": value}
+            head = own.model.roi_head
+            return {f"model.roi_head.{k}.pool": value for k in head if "extractor" in k}
         case "mimic":
             return {"model.mimic": None} if value == "off" else {"model.mimic.on": value}
     return {axis: value}
