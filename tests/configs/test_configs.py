@@ -46,7 +46,8 @@ def test_every_config_builds(file):
     if "mimic" in file:
         part = re.search(r"_mimic-?(\w*?)[_.]", file)[1]
         assert model.mimic.on == (part or "foreground")
-    batch = {"dcnv2": 16, "quickstart": 8, "digits": 8, "bccd": 4, "custom": 4}[file.split("/")[0]]
+    folder = file.split("/")[0]
+    batch = {"dcnv2": 16, "quickstart": 8, "digits": 8}.get(folder, 4)
     assert config.auto_scale_lr == dict(enable=True, base_batch_size=batch)
     if batch != 16:  # one process changes nothing
         assert config.train_dataloader.batch_size == batch
