@@ -130,8 +130,8 @@ def make_crops(root, num_train=8000, num_val=1000, size=64, seed=0):
         root (str | Path): folder of the set. An older set of crops in it is replaced.
         num_train (int): images to train on.
         num_val (int): images to evaluate on.
-        size (int): side of the square images in pixels, at least 64. A digit is 3/8 to 9/8 of it
-            high before it is warped, and lies within the image.
+        size (int): side of the square images in pixels, at least 64. A digit is 3/4 of it to all of
+            it high before it is warped, and lies within the image, as in the crops of R-CNN.
         seed (int): not negative.
 
     Returns:
@@ -161,7 +161,7 @@ def make_crops(root, num_train=8000, num_val=1000, size=64, seed=0):
         for image_id in range(1, count + 1):
             # 2 and 3: the detection sets draw from 0 and 1.
             image, digits = _draw_image(
-                [seed, 2 + i, image_id], size, pool, counts=(1, 1), least=3 / 8
+                [seed, 2 + i, image_id], size, pool, counts=(1, 1), heights=(3 / 4, 1)
             )
             path = part / split / CLASSES[digits[0].label] / f"{image_id:05d}.png"
             Image.fromarray(image).save(path, compress_level=1)
@@ -227,7 +227,7 @@ def _window(digit):
     return np.s_[y : y + h, x : x + w]
 
 
-def _draw_image(seed, size, pool, clutter=0, counts=(3, 5), least=3 / 16):
+def _draw_image(seed, size, pool, clutter=0, counts=(3, 5), heights=(3 / 16, 9 / 16)):
     """An image with some digits.
 
     Args:
@@ -236,8 +236,8 @@ def _draw_image(seed, size, pool, clutter=0, counts=(3, 5), least=3 / 16):
         pool (Sequence): handwriting by class.
         clutter (float): fragments per digit on average.
         counts (tuple[int, int]): the smallest and the largest number of digits.
-        least (float): height of the smallest digits, as a share of ``size``; three times that is
-            the largest.
+        heights (tuple[float, float]): of the smallest and the largest digit before they are warped,
+            as shares of ``size``.
 
     Returns:
         uint8 array [size, size, 3], RGB, and the digits.
@@ -250,7 +250,7 @@ def _draw_image(seed, size, pool, clutter=0, counts=(3, 5), least=3 / 16):
     while len(digits) < count:
         label = int(rng.integers(len(CLASSES)))
         handwriting = pool[label][rng.integers(len(pool[label]))]
-        height = size * least * 3 ** rng.random()
+        height = size * heights[0] * (heights[1] / heights[0]) ** rng.random()
         ink = _draw_digit(rng, handwriting, height)
         h, w = ink.shape
         if max(h, w) > size:

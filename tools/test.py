@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Evaluate a detector: tools/test.py CONFIG CHECKPOINT."""
+"""Evaluate a detector or a classifier: tools/test.py CONFIG CHECKPOINT."""
 
 import signal
 import sys
@@ -23,7 +23,10 @@ from dcndet.models.engine.optim import amp_dtype
 
 
 def main():
-    parser = config_parser("Evaluate a detector: print the COCO table and each class's AP.")
+    parser = config_parser(
+        "Evaluate a detector: print the COCO table and each class's AP. Or a classifier: print its "
+        "accuracy."
+    )
     parser.add_argument("checkpoint", help="path or URL of the weights")
     parser.add_argument("--data", metavar="ROOT", help="test on the set in this folder instead")
     parser.add_argument("--out", metavar="JSON", help="write the detections as COCO result JSON")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a detector: tools/train.py CONFIG."""
+"""Train a detector or a classifier: tools/train.py CONFIG."""
 
 import signal
 import sys
@@ -24,7 +24,7 @@ from dcndet.models.engine.optim import amp_dtype
 
 
 def main():
-    parser = config_parser("Train a detector.")
+    parser = config_parser("Train a detector or a classifier.")
     parser.add_argument("--data", metavar="ROOT", help="train on the set in this folder instead")
     parser.add_argument(
         "--resume",

@@ -27,5 +27,5 @@ model = dict(
     num_classes=10,
 )
 train_cfg = dict(max_epochs=5)
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
-auto_scale_lr = dict(base_batch_size=64)
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
+auto_scale_lr = dict(base_batch_size=32)

@@ -11,7 +11,7 @@ from .runner import Runner
 
 
 def evaluate(cfg, out=None, show_dir=None, show_score_thr=0.3, amp=None):
-    """Test ``cfg.load_from``: print the COCO table and each class's AP.
+    """Test ``cfg.load_from``: print the COCO table and each class's AP, or the accuracy.
 
     Args:
         cfg (Config): What to run; it is changed.

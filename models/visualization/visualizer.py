@@ -2,10 +2,11 @@
 
 import mmcv
 import numpy as np
+import torch
 from mmdet.registry import VISUALIZERS
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
-from mmengine.structures import InstanceData
+from mmengine.structures import BaseDataElement, InstanceData
 
 from .boxes import draw_boxes, side_by_side
 
@@ -14,7 +15,8 @@ from .boxes import draw_boxes, side_by_side
 class BoxVisualizer(DetLocalVisualizer):
     """mmdet's visualizer that draws boxes with `draw_boxes`, annotated beside found.
 
-    Masks and segmentations are not drawn.
+    What a classifier says of an image is drawn as a box around it. Masks and segmentations are not
+    drawn.
     """
 
     def add_datasample(
@@ -38,6 +40,8 @@ class BoxVisualizer(DetLocalVisualizer):
         The others are those of mmdet's method.
         """
         image = image.clip(0, 255).astype(np.uint8)
+        if data_sample is not None and "gt_label" in data_sample:
+            data_sample = _boxed(data_sample, image)
         panels = {}
         if draw_gt and data_sample is not None and "gt_instances" in data_sample:
             panels["annotated"] = self._draw(image, data_sample.gt_instances)
@@ -61,3 +65,18 @@ class BoxVisualizer(DetLocalVisualizer):
         return draw_boxes(
             image, boxes, instances.labels.tolist(), scores, self.dataset_meta["classes"]
         )
+
+
+def _boxed(sample: BaseDataElement, image: np.ndarray) -> DetDataSample:
+    """A classifier's sample (see `ImageClassifier`) as a detector's, of one box."""
+    height, width = image.shape[:2]
+    box = torch.tensor([[0.0, 0.0, width - 1, height - 1]])
+    boxed = DetDataSample(
+        gt_instances=InstanceData(bboxes=box, labels=torch.tensor([sample.gt_label]))
+    )
+    if "pred_label" in sample:
+        label, scores = sample.pred_label, sample.pred_scores
+        boxed.pred_instances = InstanceData(
+            bboxes=box, labels=torch.tensor([label]), scores=scores[label, None].cpu()
+        )
+    return boxed

@@ -5,7 +5,7 @@ import torch
 from dcndet.models.visualization import BoxVisualizer, draw_boxes, side_by_side
 from dcndet.models.visualization.boxes import colour
 from mmdet.structures import DetDataSample
-from mmengine.structures import InstanceData
+from mmengine.structures import BaseDataElement, InstanceData
 
 GREY = np.full((64, 128, 3), 90, np.uint8)
 BOX = [40, 20, 80, 50]
@@ -87,6 +87,22 @@ def test_side_by_side_titles_each_picture():
     np.testing.assert_array_equal(row[top:, -40:], right)
     assert (row[:top, :80] < 128).any()
     assert (row[:top, -40:] < 128).any()
+
+
+def test_the_visualizer_shows_what_a_classifier_says(tmp_path):
+    sample = BaseDataElement(metainfo={"gt_label": 1})
+    visualizer = BoxVisualizer()
+    visualizer.dataset_meta = {"classes": ("ace", "ten")}
+    image = np.full((64, 64, 3), (200, 90, 10), np.uint8)
+    around = [[0, 0, 63, 63]]
+    annotated = draw_boxes(image, around, [1], None, ("ace", "ten"))
+    found = draw_boxes(image, around, [0], [0.75], ("ace", "ten"))
+    for panels in ([annotated], [annotated, found]):
+        visualizer.add_datasample("a", image, sample, out_file=str(tmp_path / "a.png"))
+        drawn = cv2.imread(str(tmp_path / "a.png"))[-640:, ..., ::-1]
+        np.testing.assert_array_equal(drawn[:, :640], panels[0])
+        np.testing.assert_array_equal(drawn[:, -640:], panels[-1])
+        sample.pred_label, sample.pred_scores = 0, torch.tensor([0.75, 0.25])
 
 
 def test_the_visualizer_shows_annotated_beside_found(tmp_path):

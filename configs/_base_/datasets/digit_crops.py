@@ -6,7 +6,7 @@ pipeline = [
     dict(type="PackDetInputs", meta_keys=("img_path", "ori_shape", "img_shape", "gt_label")),
 ]
 train_dataloader = dict(
-    batch_size=64,
+    batch_size=32,
     num_workers=1,
     sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=dict(
