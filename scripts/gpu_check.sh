@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [[ -x .venv/bin/python ]]; then found=.venv/bin/python; else found=python3; fi
 python=${PYTHON:-$found}
 work=work_dirs/gpu_check
-config=configs/quickstart/faster-rcnn_r18_fpn_mdconv_mdpool_mimic_digits.py
+config=configs/quickstart/faster-rcnn_r18-mdconv_fpn_mdpool_mimic_digits.py
 # A kernel that fails is an error here, and not replaced by plain PyTorch.
 export DCN_STRICT=1 PYTHONPATH=$PWD PYTHONUNBUFFERED=1
 

@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ./scripts/setup.sh
 
 python=.venv/bin/python
-config=configs/quickstart/faster-rcnn_r18_fpn_mdconv_mdpool_mimic_digits.py
+config=configs/quickstart/faster-rcnn_r18-mdconv_fpn_mdpool_mimic_digits.py
 work=work_dirs/quickstart
 SECONDS=0
 

@@ -1,7 +1,7 @@
 # What each part of DCNv2 is worth on blood cells: two epochs on images of 240×180, so that all
 # of it takes half an hour on two cores.
 title = "BCCD: the parts of DCNv2"
-base = "../bccd/faster-rcnn_r18_fpn_mdconv-c3-c5_mdpool_mimic_6e_bccd.py"
+base = "../bccd/faster-rcnn_r18-mdconv-c3-c5_fpn_mdpool_mimic_6e_bccd.py"
 rows = [
     dict(name="regular", layers=0, pool="align", mimic="off"),
     dict(name="mdconv", layers=12, pool="align", mimic="off"),

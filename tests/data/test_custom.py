@@ -135,9 +135,9 @@ def custom(tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        "quickstart/faster-rcnn_r18_fpn_mdconv_mdpool_mimic_digits",
+        "quickstart/faster-rcnn_r18-mdconv_fpn_mdpool_mimic_digits",
         "bccd/faster-rcnn_r18_fpn_6e_bccd",
-        "dcnv2/faster-rcnn_r50_dc5_mdconv-c3-c5_mdpool_1x_coco",
+        "dcnv2/faster-rcnn_r50-mdconv-c3-c5_dc5_mdpool_1x_coco",
     ],
 )
 def test_everything_in_a_config_follows(custom, name, tmp_path):

@@ -5,7 +5,7 @@ from dcndet.models.engine.options import read_config
 from mmengine.config import Config
 
 assert dcndet.data  # registers the dataset
-WHOLE = "configs/quickstart/faster-rcnn_r18_fpn_mdconv_mdpool_mimic_digits.py"
+WHOLE = "configs/quickstart/faster-rcnn_r18-mdconv_fpn_mdpool_mimic_digits.py"
 PLAIN = "configs/dcnv2/faster-rcnn_r50_fpn_1x_coco.py"
 
 

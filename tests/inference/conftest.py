@@ -13,7 +13,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "tests" / "tools" / "tiny.py"
-QUICKSTART = ROOT / "configs/quickstart/faster-rcnn_r18_fpn_mdconv_mdpool_mimic_digits.py"
+QUICKSTART = ROOT / "configs/quickstart/faster-rcnn_r18-mdconv_fpn_mdpool_mimic_digits.py"
 
 
 def save_random_weights(config, path, classes):

@@ -40,11 +40,11 @@ class Maps(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("row", ["", "_mdconv-c3-c5", "_mdconv-c3-c5_mdpool"])
+@pytest.mark.parametrize("row", ["_fpn", "-mdconv-c3-c5_fpn", "-mdconv-c3-c5_fpn_mdpool"])
 def test_no_feature_map_is_converted(row):
     init_default_scope("mmdet")
     torch.manual_seed(0)
-    config = Config.fromfile(CONFIGS / f"faster-rcnn_r18_fpn{row}_6e_bccd.py")
+    config = Config.fromfile(CONFIGS / f"faster-rcnn_r18{row}_6e_bccd.py")
     model = MODELS.build(config.model).to(memory_format=torch.channels_last).train()
     sample = DetDataSample(metainfo=dict(img_shape=(96, 128), ori_shape=(96, 128)))
     sample.gt_instances = InstanceData(

@@ -13,7 +13,7 @@ from mmengine.structures import BaseDataElement
 CONFIGS = Path(__file__).parents[2] / "configs"
 CROPS = CONFIGS / "digits/resnet18_digit-crops.py"
 REGULAR = CONFIGS / "digits/faster-rcnn_r18_fpn_pretrained_digits-clutter-2.py"
-WHOLE = CONFIGS / "digits/faster-rcnn_r18_fpn_mdconv_mdpool_mimic_pretrained_digits-clutter-6.py"
+WHOLE = CONFIGS / "digits/faster-rcnn_r18-mdconv_fpn_mdpool_mimic_pretrained_digits-clutter-6.py"
 BACKBONE = dict(type="DeformResNet", depth=18, base_channels=4)
 
 

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PLAIN = "quickstart/faster-rcnn_r18_fpn_digits.py"
-FULL = "quickstart/faster-rcnn_r18_fpn_mdconv_mdpool_mimic_digits.py"
+FULL = "quickstart/faster-rcnn_r18-mdconv_fpn_mdpool_mimic_digits.py"
 
 
 @pytest.fixture(autouse=True)
@@ -262,8 +262,8 @@ def label_of(roi, samples):
 @pytest.mark.parametrize(
     ("file", "crop_size", "stride"),
     [
-        ("bccd/faster-rcnn_r18_fpn_mdconv-c3-c5_mdpool_mimic_6e_bccd.py", 224, 16),
-        ("bccd/faster-rcnn_r18_fpn_mdconv-c3-c5_mdpool_mimic_6e_bccd.py", 112, 8),
+        ("bccd/faster-rcnn_r18-mdconv-c3-c5_fpn_mdpool_mimic_6e_bccd.py", 224, 16),
+        ("bccd/faster-rcnn_r18-mdconv-c3-c5_fpn_mdpool_mimic_6e_bccd.py", 112, 8),
         (FULL, 96, 16),
     ],
 )

@@ -156,7 +156,7 @@ def test_errors_name_the_setting():
 
 def test_the_whole_detector_trains():
     init_default_scope("mmdet")
-    cfg = Config.fromfile("configs/custom/faster-rcnn_lite0_fpn_mdconv_mdpool_mimic.py").model
+    cfg = Config.fromfile("configs/custom/faster-rcnn_lite0-mdconv_fpn_mdpool_mimic.py").model
     cfg.train_cfg.rpn_proposal.max_per_img = 20
     cfg.train_cfg.rcnn.sampler.num = 8
     cfg.mimic = dict(num_rois=1, crop_size=64)

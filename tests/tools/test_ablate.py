@@ -217,7 +217,7 @@ def test_files_that_are_no_study(tmp_path):
 
 
 def test_keys_that_the_base_leaves_out_and_their_names(tmp_path):
-    base = str(DIGITS.with_name("faster-rcnn_r18_fpn_mdconv_mdpool_mimic_digits.py"))
+    base = str(DIGITS.with_name("faster-rcnn_r18-mdconv_fpn_mdpool_mimic_digits.py"))
     axes = {
         "stages": [[False, False, True, True]],
         "model.mimic.loss_mimic.loss_weight": [0.1],

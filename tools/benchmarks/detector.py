@@ -22,7 +22,7 @@ REGULAR = "faster-rcnn_r50_fpn_1x_coco.py"
 PAIRS = {
     "regular": (REGULAR, f"mmdet::faster_rcnn/{REGULAR}"),
     "mdconv c3–c5": (
-        "faster-rcnn_r50_fpn_mdconv-c3-c5_1x_coco.py",
+        "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
         "mmdet::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
     ),
 }

@@ -1,4 +1,4 @@
-_base_ = "./faster-rcnn_r50_fpn_mdconv-c3-c5_mdpool_6e_bccd.py"
+_base_ = "./faster-rcnn_r18-mdconv-c3-c5_fpn_mdpool_6e_bccd.py"
 
 # Sized for a CPU: fewer RoIs, in smaller crops.
 model = dict(mimic=dict(num_rois=4, crop_size=96))
