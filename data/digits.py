@@ -8,8 +8,8 @@ directions vary: what deformable layers are made for.
 """
 
 import json
-import math
 import shutil
+import tempfile
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from .errors import DataError
 CLASSES = tuple("0123456789")
 DESCRIPTION = "warped handwritten digits"
 CROPS = "crops of warped handwritten digits"
+MAX_CLUTTER = 20  # beyond it there is no place left
 VERSION = 2  # of the drawing: a set of another version is made anew
 GRID = 8  # side of an image of load_digits, in pixels
 VAL_SHARE = 0.2  # of each class's handwriting
@@ -76,18 +77,20 @@ def make_digits(root, num_train=1000, num_val=200, size=128, seed=0, clutter=0):
         size (int): side of the square images in pixels, at least 64. A digit is 3/16 to 9/16 of it
             high before it is warped.
         seed (int): not negative.
-        clutter (float): fragments per digit on average, from 0 up.
+        clutter (float): fragments per digit on average, 0 to 20.
 
     Returns:
         bool: whether the set was made; False if it was there.
 
     Raises:
-        DataError: an argument is out of range, or ``root`` holds annotations of something else.
+        DataError: an argument is out of range, or ``root`` holds something else.
     """
     _check(num_train, num_val, size, seed)
-    if not 0 <= clutter < math.inf:
-        raise DataError(f"clutter is {clutter}, expected a finite number, at least 0")
+    if not 0 <= clutter <= MAX_CLUTTER:
+        raise DataError(f"clutter is {clutter}, expected 0 to {MAX_CLUTTER}")
     root = Path(root)
+    if (root / "info.json").exists():
+        raise DataError(f"{root} holds another set: give another folder, or remove it")
     info = {
         "description": DESCRIPTION,
         "version": VERSION,
@@ -141,34 +144,40 @@ def make_crops(root, num_train=8000, num_val=1000, size=64, seed=0):
         DataError: an argument is out of range, or ``root`` holds something else.
     """
     _check(num_train, num_val, size, seed)
-    root = Path(root)
+    root = Path(root).resolve()  # a link to the folder stays
     info = {"description": CROPS, "version": VERSION, "num_train": num_train, "num_val": num_val}
     info |= {"size": size, "seed": seed}
     found = _read_info(root / "info.json", CROPS)
     if found == info:
         return False
-    if found is None and root.is_dir() and any(root.iterdir()):
+    if found is None and root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DataError(f"{root} is not a set of digits: give another folder, or remove it")
 
-    part = root.with_name(f"{root.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{root.name}.", dir=root.parent) as folder:
+        made = Path(folder) / root.name
+        _draw_crops(made, num_train, num_val, size, seed)
+        write_json(made / "info.json", {"info": info})
+        if root.exists():
+            shutil.rmtree(root)
+        made.rename(root)
+    return True
+
+
+def _draw_crops(root, num_train, num_val, size, seed):
     train, val = zip(
         *(_divide(ink, CROPS_VAL_SHARE) for ink in _split_handwriting(seed)[0]), strict=True
     )
     for i, (split, pool, count) in enumerate([("train", train, num_train), ("val", val, num_val)]):
         for label in CLASSES:
-            (part / split / label).mkdir(parents=True)
+            (root / split / label).mkdir(parents=True)
         for image_id in range(1, count + 1):
             # 2 and 3: the detection sets draw from 0 and 1.
             image, digits = _draw_image(
                 [seed, 2 + i, image_id], size, pool, counts=(1, 1), heights=(3 / 4, 1)
             )
-            path = part / split / CLASSES[digits[0].label] / f"{image_id:05d}.png"
+            path = root / split / CLASSES[digits[0].label] / f"{image_id:05d}.png"
             Image.fromarray(image).save(path, compress_level=1)
-    write_json(part / "info.json", {"info": info})
-    shutil.rmtree(root, ignore_errors=True)
-    part.rename(root)
-    return True
 
 
 def _check(num_train, num_val, size, seed):

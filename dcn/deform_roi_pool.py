@@ -118,6 +118,9 @@ class DeformRoIPool(nn.Module):
 
     Shapes: [N, C, H, W] and RoIs [K, 5] -> [K, C, ph, pw]. A call may give a `spatial_scale` of its
     own, so that the levels of a feature pyramid share one branch.
+
+    Raises:
+        ValueError: a width below 1, an empty output_size, or a gamma that is not finite.
     """
 
     def __init__(
@@ -140,6 +143,8 @@ class DeformRoIPool(nn.Module):
         self.modulated = modulated
         bins = self.output_size[0] * self.output_size[1]
         hidden = (fc_channels,) * 2 if isinstance(fc_channels, int) else tuple(fc_channels)
+        if any(width < 1 for width in hidden):
+            raise ValueError(f"fc_channels: expected widths from 1 up, or (), got {fc_channels}")
         widths = (in_channels * bins, *hidden)
         share_masks = modulated and shared_fc
         self.offset_fc = _mlp(*widths, (3 if share_masks else 2) * bins)

@@ -28,11 +28,12 @@ def main():
     cfg = read_config(args.config)
     merge_options(cfg, args.cfg_options or {})
     cfg.load_from = existing_checkpoint(args.checkpoint)
+    if args.out:
+        Path(args.out).mkdir(parents=True, exist_ok=True)
     tables = diagnose_checkpoint(cfg, args.images)
     for name, table in zip(("classes", "losses"), tables, strict=True):
         print(table.to_markdown(floatfmt=".3f"), end="\n\n")
         if args.out:
-            Path(args.out).mkdir(parents=True, exist_ok=True)
             table.to_csv(Path(args.out) / f"{name}.csv", float_format="%.6g")
 
 

@@ -40,7 +40,11 @@ def diagnose_checkpoint(cfg: Config, images: int) -> tuple[pd.DataFrame, pd.Data
         raise EngineError(f"model.type: expected MimicTwoStageDetector, got {cfg.model.type}")
     model = MODELS.build(cfg.model)
     weights = CheckpointLoader.load_checkpoint(cfg.load_from, "cpu")
-    load_weights(model, weights, cfg.load_from, strict=False)
+    known = weights.get("state_dict", weights)
+    if not any(key.startswith("mimic.") for key in known):  # trained without mimicking
+        own = {key: value for key, value in model.state_dict().items() if "mimic." in key}
+        weights = {"state_dict": {**own, **known}}
+    load_weights(model, weights, cfg.load_from, strict=True)
     model.to(get_device())
     dataset = cfg.val_dataloader.dataset
     steps = {step.type: step for step in dataset.pipeline}
@@ -49,7 +53,7 @@ def diagnose_checkpoint(cfg: Config, images: int) -> tuple[pd.DataFrame, pd.Data
     built = DATASETS.build(dict(dataset, pipeline=order, test_mode=False))
     batches = (pseudo_collate([built[i]]) for i in range(min(images, len(built))))
     classes, losses = diagnose(model, batches, built.metainfo["classes"])
-    if not any(key.startswith("mimic.") for key in weights.get("state_dict", weights)):
+    if not any(key.startswith("mimic.") for key in known):
         classes["crop"] = float("nan")
     return classes, losses
 

@@ -50,9 +50,9 @@ class MimicTwoStageDetector(TwoStageDetector):
 
     Raises:
         TypeError: `mimic` has another key.
-        ValueError: it has a value out of range, the RoI head samples no proposals or has no box
-            head with an `fc_cls`, or the backbone trains BatchNorms and recomputes activations
-            (with_cp).
+        ValueError: it has a value out of range; the RoI head samples no proposals, has no box head
+            with an `fc_cls`, or adds features of the whole image; or the backbone trains BatchNorms
+            and recomputes activations (with_cp).
     """
 
     def __init__(self, *args, mimic: dict | None = None, **kwargs) -> None:
@@ -66,6 +66,12 @@ class MimicTwoStageDetector(TwoStageDetector):
                 "mimic: needs a box head that classifies with a layer called fc_cls, as "
                 f"Shared2FCBBoxHead does, got {type(head).__name__}"
             )
+        for name in ("with_semantic", "with_glbctx"):
+            if getattr(self.roi_head, name, False):
+                raise ValueError(
+                    f"mimic: {type(self.roi_head).__name__}.{name}: its box head sees features of "
+                    "the whole image, which crops do not have"
+                )
         if "sampling_results" not in inspect.signature(self.roi_head.bbox_loss).parameters:
             kind = type(self.roi_head).__name__
             raise ValueError(f"mimic: needs an RoI head that samples proposals, got {kind}")

@@ -65,7 +65,11 @@ def with_slow_offsets(cfg: dict, model: nn.Module) -> dict:
         name = name.removeprefix("module.")
         if isinstance(module, DeformConv2d):
             shares[f"{name}.conv_offset"] = 0.1
-        elif isinstance(module, DeformRoIPool) and len(module.offset_fc) == 1:
+        elif (
+            isinstance(module, DeformRoIPool)
+            and not module.modulated
+            and len(module.offset_fc) == 1
+        ):
             shares[f"{name}.offset_fc"] = 0.01
     keys = {}
     for layer, share in shares.items():

@@ -138,6 +138,20 @@ def test_training_is_the_papers(detector, neck, schedule, epochs, milestones, sc
         512,
         0.25,
     )
+    assert (model.test_cfg.rcnn.nms.iou_threshold, model.test_cfg.rcnn.max_per_img) == (0.5, 100)
+    assert model.backbone.frozen_stages == 1
+    (flip,) = (s for s in config.train_dataloader.dataset.pipeline if s.type == "RandomFlip")
+    assert flip.prob == 0.5
+    warm_up = config.param_scheduler[0]
+    assert (warm_up.end, warm_up.start_factor) == (500, 0.001 if schedule == "1x" else 1 / 3)
+    sides = [scale * stride for scale in anchors.scales for stride in anchors.strides]
+    assert sides == [32, 64, 128, 256, 512]
+    if neck == "dc5":
+        losses = (model.rpn_head.loss_bbox, model.roi_head.bbox_head.loss_bbox)
+        assert [(loss.type, loss.beta) for loss in losses] == [
+            ("SmoothL1Loss", 1 / 9),
+            ("SmoothL1Loss", 1),
+        ]
     built = on_meta(config)
     assert (built.mimic.num_rois, built.mimic.crop.size, built.mimic.with_gt) == (32, 224, False)
     assert built.mimic.loss_mimic.loss_weight == built.mimic.loss_cls.loss_weight == 0.1

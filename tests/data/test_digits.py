@@ -300,6 +300,7 @@ def test_keeps_a_set_of_something_else(tmp_path, content):
         ("size", 63),
         ("seed", -1),
         ("clutter", -0.5),
+        ("clutter", 1e9),
         ("clutter", math.inf),
         ("clutter", math.nan),
     ],
@@ -387,6 +388,25 @@ def test_crops_are_in_training_handwriting_only(tmp_path, monkeypatch):
     assert min(len(used[2]), len(used[3])) > 50
 
 
+def test_crops_take_a_folder_that_is_linked(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "crops").symlink_to("disk")
+    (tmp_path / "crops.part").mkdir()  # somebody's
+    assert make_crops(tmp_path / "crops", num_train=2, num_val=1)
+    assert (tmp_path / "crops").is_symlink()
+    assert (tmp_path / "disk" / "info.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["crops", "crops.part", "disk"]
+    with pytest.raises(DataError, match="disk holds another set|crops holds another set"):
+        make_digits(tmp_path / "crops", num_train=1, num_val=1)
+
+
+def test_crops_do_not_replace_a_file(tmp_path):
+    (tmp_path / "crops").write_text("mine")
+    with pytest.raises(DataError, match="crops is not a set of digits"):
+        make_crops(tmp_path / "crops", num_train=2, num_val=1)
+    assert (tmp_path / "crops").read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["photo.png", "info.json"])
 def test_crops_keep_what_is_not_theirs(tmp_path, name):
     (tmp_path / name).write_text("{}")
@@ -409,6 +429,6 @@ def test_interrupted_crops_leave_nothing_under_their_name(tmp_path, monkeypatch)
         patch.setattr(digits, "write_json", interrupt)
         with pytest.raises(KeyboardInterrupt):
             make_crops(tmp_path / "crops", num_train=2, num_val=1)
-    assert not (tmp_path / "crops").exists()
+    assert not list(tmp_path.iterdir())
     assert make_crops(tmp_path / "crops", num_train=2, num_val=1)
     assert [path.name for path in tmp_path.iterdir()] == ["crops"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dcndet.models.detectors import calls_of
 from dcndet.models.detectors.mimic import CropRoIs, FeatureMimic, MimicLoss, batch_statistics
 from dcndet.models.engine import load_weights
 from mmdet.registry import MODELS
@@ -291,18 +292,43 @@ def test_dc5_has_one_map():
     total(losses).backward()
     assert crops.calls[1][0][0].shape == (2, 256, 4, 4)  # conv5, reduced
     assert [args[0].shape for args, _ in rpn.calls] == [(2, 1024, 6, 8)]  # conv4, of images only
+    assert all(args[0].min() == 0 for args, _ in crops.calls)  # behind a ReLU
     assert losses["loss_mimic"] > 0
     assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def test_gradients_flow_into_both_branches():
-    """Of the loss of mimicking alone: with respect to the image's features and the crops'."""
+    """Of the loss of mimicking alone: with respect to the backbone's maps of images and crops."""
     model = build()
-    pooled = Spy(model.roi_head.bbox_roi_extractor)
+    maps = Spy(model.backbone)
     losses = model(**batch(model), mode="loss")
-    gradients = torch.autograd.grad(losses["loss_mimic"], [out for _, out in pooled.calls])
-    assert len(gradients) == 2
+    images, crops = (out for _, out in maps.calls)
+    gradients = torch.autograd.grad(losses["loss_mimic"], [images[2], crops[2]])
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("with_gt", [False, True])
+def test_annotated_boxes_are_mimicked_only_if_asked_for(with_gt, monkeypatch):
+    """With an RPN that proposes them a little off."""
+    model = build(**{"mimic.with_gt": with_gt, "mimic.num_rois": 32})
+    data = batch(model)
+    annotated = [sample.gt_instances.bboxes for sample in data["data_samples"]]
+    off = torch.tensor([2.0, -1, 1, 2])
+    found = [
+        InstanceData(bboxes=boxes + off, scores=torch.ones(3), labels=torch.zeros(3).long())
+        for boxes in annotated
+    ]
+    monkeypatch.setattr(model.rpn_head, "loss_and_predict", lambda *_, **__: ({}, found))
+    cropped = Spy(model.mimic.crop)
+    model(**data, mode="loss")
+    (_, rois, _), _ = cropped.calls[0]
+    expected = sorted(
+        (i, *box) for i, boxes in enumerate(annotated) for box in (boxes + off).tolist()
+    )
+    if with_gt:
+        own = [(i, *box) for i, boxes in enumerate(annotated) for box in boxes.tolist()]
+        expected = sorted(expected + own)
+    assert sorted(map(tuple, rois.tolist())) == expected
 
 
 def test_every_parameter_learns():
@@ -445,9 +471,15 @@ def test_other_two_stage_detectors_mimic(change):
     last = head[-1] if isinstance(head, torch.nn.ModuleList) else head
     own, cropped = Spy(last.fc_cls), Spy(model.mimic.crop)
     seen = Spy(model.mimic.fc_cls)
-    losses = model(**data, mode="loss")
+    with calls_of(model.mimic, "loss") as calls:
+        losses = model(**data, mode="loss")
     (_, rois, _), crops = cropped.calls[0]
     assert 3 <= len(rois) <= 8
+    # f_FRCNN is that of the RoIs that were cropped.
+    with torch.no_grad():
+        expected = model.features_of(model.extract_feat(data["inputs"]), rois)
+    torch.testing.assert_close(calls[0]["f_frcnn"], expected, rtol=1e-3, atol=1e-4)
+    own.calls.pop()
     # f_RCNN is what the detector's classifier sees of the crops, whatever layers lead there.
     torch.testing.assert_close(seen.calls[0][0][0], own.calls[-1][0][0])
     assert len(own.calls[-1][0][0]) == len(crops)

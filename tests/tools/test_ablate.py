@@ -580,7 +580,14 @@ def test_the_table_of_a_csv(fake, capsys):
     assert table.startswith("Highest mean AP: 0.202, 0 layers, the baseline. Intervals without")
     assert table in report
     assert sorted(fake.rglob("*")) == before
-    for content in ("", "a,b\n1,2\n", table, csv.read_text().replace("0 layers", "1 layer")):
+    head, *lines = csv.read_text().splitlines(keepends=True)
+    for content in (
+        *("", "a,b\n1,2\n", table, head),
+        head + "".join(lines).replace("0 layers", "1 layer"),
+        head + "".join(2 * lines),
+        head + "".join(lines).replace("finished", "failed"),
+        head + "".join(lines).replace("0.2", "good", 1),
+    ):
         csv.write_text(content)
         code = ablate(study, "--from-csv", csv)
         assert code == f"error: {csv} is not a results.csv of {study}"

@@ -181,11 +181,12 @@ def read_results(study: Study, path: Path) -> Results:
     """Of the runs in a results.csv of the study, without their folders.
 
     Raises:
-        StudyError: it is none.
+        StudyError: it is none, no run in it has finished, or one is in it twice.
     """
     try:
-        runs = pd.read_csv(path)
-        right = {"state", *METRICS, *COSTS} <= {*runs} and {*runs["cell"]} <= {*study.names}
+        runs = pd.read_csv(path).astype(dict.fromkeys([*METRICS, *COSTS], float))
+        right = {*runs["cell"]} <= {*study.names} and (runs["state"] == "finished").any()
+        right &= not runs.duplicated(["cell", "seed"]).any()
     except (ValueError, KeyError):
         right = False
     if not right:

@@ -75,8 +75,7 @@ class Workspace:
     def plan(self, jobs: int) -> str:
         """All runs and their state, and how long what is left will take."""
         results = self.results(count=False)
-        finished = results.runs[results.runs["state"] == "finished"]
-        known = finished.set_index("cell")["seconds"].dropna()
+        known = results.runs.query("state == 'finished'").set_index("cell")["seconds"].dropna()
         lines, left = [], []
         for run, record in results.ended:
             if record.finished:
