@@ -396,7 +396,7 @@ def test_crops_take_a_folder_that_is_linked(tmp_path):
     assert (tmp_path / "crops").is_symlink()
     assert (tmp_path / "disk" / "info.json").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["crops", "crops.part", "disk"]
-    with pytest.raises(DataError, match="disk holds another set|crops holds another set"):
+    with pytest.raises(DataError, match="holds another set"):
         make_digits(tmp_path / "crops", num_train=1, num_val=1)
 
 

@@ -37,7 +37,7 @@ def seeds_needed(effect: float, cells: int) -> float:
     """Seeds per cell that find a difference with POWER; infinity for more than MOST.
 
     By a two-sided test of so many `cells` against one baseline, at the family-wise level. Its
-    critical value is Šidák's bound on Dunnett's: exact for one cell, else a few per cent too large.
+    critical value is Šidák's bound on Dunnett's: exact for one cell, else up to a tenth too large.
 
     Args:
         effect: the difference, in standard deviations over seeds.
