@@ -90,8 +90,8 @@ def test_dcnv1s_pooling_learns_at_a_hundredth(keys, conv, pool):
     groups = build_optim_wrapper(model, wrapper).optimizer.param_groups
     rate = {id(p): group["lr"] for group in groups for p in group["params"]}
     for part, expected in (("conv_offset", conv), ("offset_fc", pool)):
-        found = {rate[id(p)] for name, p in model.named_parameters() if part in name}
-        assert found == {pytest.approx(expected)}
+        (found,) = {rate[id(p)] for name, p in model.named_parameters() if part in name}
+        assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("file", FILES)
