@@ -30,7 +30,8 @@ def diagnose_checkpoint(cfg: Config, images: int) -> tuple[pd.DataFrame, pd.Data
     `model.mimic.KEY`. Where the weights have no auxiliary classifier, its accuracy is unknown.
 
     Raises:
-        EngineError: the model is no `MimicTwoStageDetector`, or the weights do not fit it.
+        EngineError: the model is no `MimicTwoStageDetector`, the weights do not fit it, or the val
+            set's pipeline loads no annotations.
     """
     init_default_scope("mmdet")
     cfg = copy.deepcopy(cfg)
@@ -41,19 +42,22 @@ def diagnose_checkpoint(cfg: Config, images: int) -> tuple[pd.DataFrame, pd.Data
     model = MODELS.build(cfg.model)
     weights = CheckpointLoader.load_checkpoint(cfg.load_from, "cpu")
     known = weights.get("state_dict", weights)
-    if not any(key.startswith("mimic.") for key in known):  # trained without mimicking
-        own = {key: value for key, value in model.state_dict().items() if "mimic." in key}
+    mimicked = any(key.startswith("mimic.") for key in known)
+    if not mimicked:
+        own = {f"mimic.{key}": value for key, value in model.mimic.state_dict().items()}
         weights = {"state_dict": {**own, **known}}
     load_weights(model, weights, cfg.load_from, strict=True)
     model.to(get_device())
     dataset = cfg.val_dataloader.dataset
     steps = {step.type: step for step in dataset.pipeline}
-    load = steps["LoadAnnotations"]
-    order = [steps["LoadImageFromFile"], load, steps["Resize"], steps["PackDetInputs"]]
+    names = ("LoadImageFromFile", "LoadAnnotations", "Resize", "PackDetInputs")
+    if missing := [name for name in names if name not in steps]:
+        raise EngineError(f"val_dataloader.dataset.pipeline has no {missing[0]}")
+    order = [steps[name] for name in names]  # boxes in the pixels of the resized image
     built = DATASETS.build(dict(dataset, pipeline=order, test_mode=False))
     batches = (pseudo_collate([built[i]]) for i in range(min(images, len(built))))
     classes, losses = diagnose(model, batches, built.metainfo["classes"])
-    if not any(key.startswith("mimic.") for key in known):
+    if not mimicked:
         classes["crop"] = float("nan")
     return classes, losses
 

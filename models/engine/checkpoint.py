@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -192,6 +193,22 @@ def load_from_mmcls(filename, map_location=None):
 def load_from_remote_storage(filename, map_location=None):
     """Refuse the storages whose mmengine loaders execute pickles."""
     raise CheckpointError(f"cannot load {filename}: download it and give the local file")
+
+
+@contextmanager
+def whole_file(path):
+    """A temporary path beside ``path``, for a file that appears there whole or not at all.
+
+    What is written to it is flushed to disk and renamed at the end, and removed if that fails.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_weights(model, checkpoint, source, strict):

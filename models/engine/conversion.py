@@ -6,7 +6,6 @@ missing. The first line that fits counts, and keys that fit none are left out.
 """
 
 import io
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from .checkpoint import load_arrays
+from .checkpoint import load_arrays, whole_file
 from .errors import CheckpointError
 
 
@@ -248,15 +247,8 @@ def convert_file(source: str, out: str | Path, overwrite: bool = False) -> Conve
     buffer = io.BytesIO()
     torch.save({"state_dict": converted.state, "meta": _class_names(checkpoint)}, buffer)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f"{out.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(out) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
     return converted
 
 

@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 
@@ -15,7 +14,14 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop
 
-from .checkpoint import check_resumable, check_state, find_resumable, latest_run, load_weights
+from .checkpoint import (
+    check_resumable,
+    check_state,
+    find_resumable,
+    latest_run,
+    load_weights,
+    whole_file,
+)
 from .errors import CheckpointError, EngineError
 from .hooks import (
     CheckpointHook,
@@ -324,10 +330,10 @@ class Runner(mmengine.runner.Runner):
 
     @master_only
     def save_checkpoint(self, out_dir, filename, *args, meta=None, **kwargs):
-        """Save under a temporary name, flush to disk, then rename.
+        """Save a file that appears whole or not at all.
 
         Raises:
-            CheckpointError: writing failed; the temporary file is removed, others are untouched.
+            CheckpointError: writing failed; other files are untouched.
         """
         meta = {
             **(meta or {}),
@@ -336,14 +342,10 @@ class Runner(mmengine.runner.Runner):
             "threads": torch.get_num_threads(),
         }
         path = Path(out_dir, filename)
-        temporary = path.with_name(f"{path.name}.tmp")
         try:
-            super().save_checkpoint(out_dir, temporary.name, *args, meta=meta, **kwargs)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            with whole_file(path) as temporary:
+                super().save_checkpoint(out_dir, temporary.name, *args, meta=meta, **kwargs)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise CheckpointError(
                 f"cannot write checkpoint {path}: {error.strerror or error}; earlier ones are kept"
             ) from error
