@@ -73,7 +73,7 @@ setup(
     ext_modules=[
         Extension(
             "dcn._kernels",
-            sources=[str(CSRC / name) for name in ["library.cpp", *FLAGS]],
+            sources=[str(CSRC / name) for name in ["entry.cpp", *FLAGS]],
             depends=[str(file) for file in SOURCES],  # a source distribution has them all
             define_macros=[("DCN_SOURCES", f'"{fingerprint()}"')],
             extra_compile_args=[

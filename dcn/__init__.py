@@ -1,8 +1,11 @@
 """Deformable operators for PyTorch: modulated deformable convolution and deformable RoI pooling."""
 
-from . import cpu, triton  # noqa: F401  # they register their kernels
+from . import gpu, native
 from .deform_conv import DeformConv2d, deform_conv2d
-from .deform_roi_pool import DeformRoIPool, deform_roi_pool
+from .roi_pool import DeformRoIPool, deform_roi_pool
 
 __all__ = ["DeformConv2d", "DeformRoIPool", "deform_conv2d", "deform_roi_pool"]
 __version__ = "0.1.0"
+
+native.add_kernels()
+gpu.add_kernels()

@@ -50,7 +50,7 @@ step_with() {
 check() {
     local train=(tools/train.py "$config" --data "$work/digits" --cfg-options train_cfg.max_epochs=1)
     local pytest=("$python" -m pytest -q -rfEs --tb=short -p no:cacheprovider)
-    local kernels=tests/dcn/triton/test_kernels.py
+    local kernels=tests/dcn/gpu/test_kernels.py
     rm -rf "$work"
     echo "commit $(git rev-parse HEAD 2>&1)"
     step "machine" "$python" -m torch.utils.collect_env

@@ -52,11 +52,11 @@ import torch
 assert "site-packages" in dcn.__file__, dcn.__file__
 assert torch.__version__.split("+")[0] == version("torch"), torch.__version__
 assert dcn.__version__ == version("deformable-convnets")
-assert dcn.cpu.library is not None, "no compiled kernels"
+assert dcn.native.kernels is not None, "no compiled kernels"
 assert not any(map(find_spec, ("torchvision", "mmcv", "mmdet", "mmengine"))), "torch is not alone"
 x, weight = torch.rand(1, 4, 6, 7), torch.rand(2, 4, 3, 3, requires_grad=True)
 out = dcn.deform_conv2d(x, torch.zeros(1, 18, 4, 5), weight)
 torch.testing.assert_close(out, torch.nn.functional.conv2d(x, weight))
 out.sum().backward()
-print("wheel: dcn", dcn.__version__, "runs beside torch alone:", dcn.cpu.library._name)
+print("wheel: dcn", dcn.__version__, "runs beside torch alone:", dcn.native.kernels._name)
 PY

@@ -14,6 +14,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 import dcn
+from dcn.registration import OPERATORS
 from tests.dcn import interpreter
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # pytest -n: a core for each
@@ -54,8 +55,8 @@ def kernels(interpreted):
         return
     interpreter.prepare()
     library = torch.library.Library("dcn", "IMPL")
-    for name in dcn.triton.OPERATORS:
-        library.impl(name, dcn.triton.operator(name), "CPU", allow_override=True)
+    for operator in OPERATORS.values():
+        operator.add_kernels("CPU", *dcn.gpu.kernels(operator), library)
     yield
     library._destroy()
 
@@ -71,7 +72,7 @@ class Everything(dict):
 def fixed_tile_sizes(monkeypatch):
     """On a GPU, timing them would take minutes a test."""
     if torch.cuda.is_available() and importlib.util.find_spec("triton"):
-        tuning = importlib.import_module("dcn.triton.tuning")
+        tuning = importlib.import_module("dcn.gpu.launch")
         monkeypatch.setattr(tuning, "_chosen", Everything())
 
 

@@ -1,4 +1,4 @@
-// What Python hands over: dcn/cpu.py mirrors these structures field by field.
+// What Python hands over: dcn/native.py mirrors these structures field by field.
 #pragma once
 
 #include <cstdint>
@@ -7,61 +7,70 @@ namespace dcn {
 
 enum DataType : int64_t { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2 };
 
+// Strides are in elements. Without data there is no such tensor, or it is not wanted.
+struct Tensor {
+    void* data;
+    int64_t size[6], stride[6];
+};
+
+// A kernel's points: see dcn/grid.py. Pairs are (vertical, horizontal).
+struct Grid {
+    int64_t kernel[2], stride[2], by_column, without_centre;
+    double start[2], step[2], scale;
+};
+
+// [N, G, K, H_out, W_out] each; the mask may be missing.
+struct Deltas {
+    Tensor y, x, mask;
+};
+
 // Tensors named "image" have `dtype`; all others its compute type, which is float32 for bfloat16.
-// Strides are in elements. What is not needed is null.
-struct DeformConv2d {
+struct Call {
     int64_t dtype, threads;
-    int64_t n, c_in, h, w, c_out, kh, kw, out_h, out_w, groups, deform_groups;
-    int64_t stride[2], padding[2], dilation[2];
-
-    const void* input;  // image [N, H, W, C_in], dense
-    const void* offset;
-    int64_t offset_stride[4];
-    const void* mask;  // may be null
-    int64_t mask_stride[4];
-    const void* weight;  // [C_out, kh, kw, C_in / groups], dense
-    const void* bias;    // may be null
-
-    // Forward: the output. Backward: its gradient. An image.
-    void* output;
-    int64_t output_stride[4];
-
-    // Backward only.
-    void* grad_input;  // [N, H, W, C_in], dense, zeroed
-    void* grad_offset;
-    int64_t grad_offset_stride[4];
-    void* grad_mask;
-    int64_t grad_mask_stride[4];
-    void* grad_weight;  // [C_out, kh, kw, C_in / groups], dense, zeroed
 };
 
-struct DeformRoIPool {
-    int64_t dtype, threads;
-    int64_t c, h, w, rois, pooled_h, pooled_w, sampling_ratio;
+struct DeformConv2d : Call {
+    Grid grid;
+    Deltas deltas;
+    Tensor input;   // image [N, C_in, H, W], dense and channels-last
+    Tensor weight;  // [C_out, C_in / groups, kh, kw], dense and channels-last
+    Tensor bias;    // [C_out], dense
+    Tensor output;  // image [N, C_out, H_out, W_out]; in the backward pass its gradient
+
+    // Backward only.
+    Deltas grad_deltas;
+    Tensor grad_input;   // as the input, zeroed
+    Tensor grad_weight;  // as the weight, zeroed
+};
+
+struct DeformRoIPool : Call {
+    int64_t sampling_ratio;
     double spatial_scale, gamma;
-
-    const void* input;     // image [N, H, W, C], dense
-    const int64_t* index;  // [K], which of the N images
-    const void* boxes;     // [K, 4], dense
-    const void* offset;    // [K, 2, ph, pw], dense; may be null
-    const void* mask;      // [K, 1, ph, pw], dense; may be null
-
-    // Forward: the output. Backward: its gradient. An image.
-    void* output;
-    int64_t output_stride[4];
+    Tensor input;   // image [N, C, H, W], dense and channels-last
+    Tensor index;   // [K] of int64_t: which of the N images
+    Tensor boxes;   // [K, 4], dense
+    Tensor offset;  // [K, 2, ph, pw], dense
+    Tensor mask;    // [K, 1, ph, pw], dense
+    Tensor output;  // image [K, C, ph, pw]; in the backward pass its gradient
 
     // Backward only.
-    void* grad_input;   // [N, H, W, C], dense, zeroed
-    void* grad_offset;  // as offset
-    void* grad_mask;    // as mask
+    Tensor grad_input;   // as the input, zeroed
+    Tensor grad_offset;  // as the offset
+    Tensor grad_mask;    // as the mask
 };
 
-// The kernels of one instruction set. They throw std::bad_alloc, before they have written anything.
+// Every kernel, with what it takes. They throw std::bad_alloc before they have written anything.
+#define DCN_KERNELS(KERNEL)                         \
+    KERNEL(deform_conv2d_forward, DeformConv2d)     \
+    KERNEL(deform_conv2d_backward, DeformConv2d)    \
+    KERNEL(deform_roi_pool_forward, DeformRoIPool)  \
+    KERNEL(deform_roi_pool_backward, DeformRoIPool)
+
+// Those of one instruction set.
 struct Kernels {
-    void (*deform_conv2d_forward)(const DeformConv2d&);
-    void (*deform_conv2d_backward)(const DeformConv2d&);
-    void (*deform_roi_pool_forward)(const DeformRoIPool&);
-    void (*deform_roi_pool_backward)(const DeformRoIPool&);
+#define DCN_POINTER(name, Arguments) void (*name)(const Arguments&);
+    DCN_KERNELS(DCN_POINTER)
+#undef DCN_POINTER
 };
 
 }  // namespace dcn

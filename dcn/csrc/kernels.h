@@ -1,13 +1,13 @@
 // The kernels of one instruction set; included once for each, with DCN_ISA and DCN_VECTOR_BYTES.
 #pragma once
 
-#include "deform_conv2d.h"
-#include "deform_roi_pool.h"
+#include "convolution.h"
+#include "roi_pooling.h"
 
 namespace dcn {
 namespace DCN_ISA {
 
-// Calls work with a value of the storage type.
+// Calls work with a value of the storage type; entry.cpp knows that it is one of these.
 template <typename Work>
 void with_type(int64_t dtype, Work work) {
     if (dtype == kFloat32) work(float());
@@ -32,8 +32,9 @@ void deform_roi_pool_backward(const DeformRoIPool& args) {
 }
 
 extern const Kernels kernels;
-const Kernels kernels{deform_conv2d_forward, deform_conv2d_backward, deform_roi_pool_forward,
-                      deform_roi_pool_backward};
+#define DCN_NAME(name, Arguments) name,
+const Kernels kernels{DCN_KERNELS(DCN_NAME)};
+#undef DCN_NAME
 
 }  // namespace DCN_ISA
 }  // namespace dcn

@@ -1,7 +1,7 @@
 // Matrix products of small tiles, which stay in the cache.
 #pragma once
 
-#include "common.h"
+#include "types.h"
 
 namespace dcn {
 namespace DCN_ISA {

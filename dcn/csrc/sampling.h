@@ -1,7 +1,7 @@
 // Bilinear samples as weighted sums of four rows of channels.
 #pragma once
 
-#include "common.h"
+#include "memory.h"
 
 namespace dcn {
 namespace DCN_ISA {
@@ -76,6 +76,16 @@ struct Corners {
         weight[2] = part_y * (1 - part_x);
         weight[3] = part_y * part_x;
         return true;
+    }
+
+    // Of y, x and the modulation of a sample, by the products of its gradient with the corners.
+    void gradients(const A dot[4], A modulation, A grad[3]) const {
+        grad[0] =
+            modulation * ((dot[2] - dot[0]) * (1 - part_x) + (dot[3] - dot[1]) * part_x);
+        grad[1] =
+            modulation * ((dot[1] - dot[0]) * (1 - part_y) + (dot[3] - dot[2]) * part_y);
+        grad[2] = weight[0] * dot[0] + weight[1] * dot[1] + weight[2] * dot[2] +
+                  weight[3] * dot[3];
     }
 
     int64_t pixel[4];  // -1 outside

@@ -5,8 +5,8 @@ The definition runs in float64, on the same numbers.
 
 import torch
 
-from dcn.reference import deform_conv as reference_conv
-from dcn.reference import deform_roi_pool as reference_pool
+from dcn.deform_conv import definition as reference_conv
+from dcn.roi_pool import definition as reference_pool
 
 
 def eighths(shape, gen, reach=4.0, special=True):
@@ -54,7 +54,7 @@ def assert_rounded_alike(actual, expected, dtype, terms, name, rounded_terms=Fal
     if rounded_terms:
         atol += result.eps / 2 * float(terms)
     rtol = result.eps if dtype.itemsize == 2 else 0
-    # Gradients in an absurd RoI may be beyond the largest number of `dtype`: there the result is inf.
+    # In an absurd RoI a gradient may be beyond the largest number of `dtype`: infinite, that is.
     actual, expected = (t.double().clamp(-result.max, result.max) for t in (actual, expected))
     torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol, msg=lambda m: f"{name}: {m}")
 
@@ -86,15 +86,16 @@ def assert_conv_is_its_definition(tensors, grad, out, grads, geometry, tensor_co
     )
     assert_rounded_alike(out.detach(), expected, dtype, largest(terms), "output", tensor_cores)
 
-    names = ("input", "offset", "weight", "mask")
-    expected = reference_conv.backward(grad, x, offset, weight, mask, *pairs)
+    names = ("input", "offset", "weight", "bias", "mask")
+    wanted = [True, True, True, False, mask is not None]
+    expected = reference_conv.backward(grad, x, offset, weight, None, mask, *pairs, wanted)
     terms = reference_conv.backward(
-        grad.abs(), x.abs(), offset, weight.abs(), absolute(mask), *pairs
+        grad.abs(), x.abs(), offset, weight.abs(), None, absolute(mask), *pairs, wanted
     )
     sample_grad = grad.abs().mul(weight.abs().amax((2, 3)).sum(1).view(-1, 1, 1)).sum(1)
     of_samples = largest(x.abs()) * largest(sample_grad)
     for name, e, t in zip(names, expected, terms, strict=True):
-        if grads.get(name) is not None:
+        if name != "bias" and grads.get(name) is not None:
             of_gemm = name in ("input", "weight")
             bound = largest(t) if of_gemm else of_samples
             rounded = tensor_cores and of_gemm
@@ -158,8 +159,9 @@ def assert_pool_is_its_definition(tensors, grad, out, grads, geometry, case):
     assert_rounded_alike(out.detach(), expected, case["dtype"], largest(bound), "output")
 
     grad = grad.double()
-    exact = reference_pool.backward(grad, x, rois, offset, mask, *geometry)
-    bounds = reference_pool.backward(grad.abs(), x.abs(), rois, offset, mask, *geometry)
+    wanted = [True, offset is not None, mask is not None]
+    exact = reference_pool.backward(grad, x, rois, offset, mask, *geometry, wanted)
+    bounds = reference_pool.backward(grad.abs(), x.abs(), rois, offset, mask, *geometry, wanted)
     of_bins = largest(x.abs()) * largest(grad.abs().sum(1))
     extent = (rois[:, 3:] - rois[:, 1:3]).abs()
     # By RoI, since one that is absurd would excuse all the others.

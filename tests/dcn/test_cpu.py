@@ -11,8 +11,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 import dcn
-from dcn import cpu
-from dcn.reference import deform_roi_pool as reference_pool
+from dcn import native
+from dcn.registration import OPERATORS
+from dcn.roi_pool import definition as reference_pool
 from tests.dcn.definition import (
     assert_conv_is_its_definition,
     assert_pool_is_its_definition,
@@ -25,7 +26,7 @@ from tests.dcn.strategies import convolutions, poolings
 
 fuzz_calls = runpy.run_path(str(Path(__file__).with_name("fuzz.py")))["run"]
 
-pytestmark = pytest.mark.skipif(cpu.library is None, reason="the CPU kernels are not built")
+pytestmark = pytest.mark.skipif(native.kernels is None, reason="the CPU kernels are not built")
 
 # Also 128 and 256 bits on a machine that has more; a machine with fewer runs the same one twice.
 each_width = pytest.mark.parametrize("bits", [128, 256, 512])
@@ -34,15 +35,15 @@ fast = settings(max_examples=40, deadline=None, suppress_health_check=[HealthChe
 
 @pytest.fixture
 def vectors():
-    yield cpu.library.dcn_limit_vectors
-    cpu.library.dcn_limit_vectors(512)
+    yield native.kernels.dcn_limit_vectors
+    native.kernels.dcn_limit_vectors(512)
 
 
 @each_width
 @fast
 @given(case=convolutions())
 def test_deform_conv2d_is_its_definition(bits, case):
-    cpu.library.dcn_limit_vectors(bits)
+    native.kernels.dcn_limit_vectors(bits)
     before = torch.get_num_threads()
     torch.set_num_threads(case["threads"])
     try:
@@ -53,7 +54,7 @@ def test_deform_conv2d_is_its_definition(bits, case):
         out.backward(relaid(grad, case["layout"][1]))
     finally:
         torch.set_num_threads(before)
-        cpu.library.dcn_limit_vectors(512)
+        native.kernels.dcn_limit_vectors(512)
     grads = {k: None if t is None else t.grad for k, t in leaves.items()}
     assert_conv_is_its_definition(tensors, grad, out, grads, geometry)
 
@@ -62,7 +63,7 @@ def test_deform_conv2d_is_its_definition(bits, case):
 @fast
 @given(case=poolings())
 def test_deform_roi_pool_is_its_definition(bits, case):
-    cpu.library.dcn_limit_vectors(bits)
+    native.kernels.dcn_limit_vectors(bits)
     before = torch.get_num_threads()
     torch.set_num_threads(case["threads"])
     try:
@@ -82,7 +83,7 @@ def test_deform_roi_pool_is_its_definition(bits, case):
         out.backward(relaid(grad, case["layout"][1]))
     finally:
         torch.set_num_threads(before)
-        cpu.library.dcn_limit_vectors(512)
+        native.kernels.dcn_limit_vectors(512)
     grads = {k: None if t is None else t.grad for k, t in leaves.items()}
     assert_pool_is_its_definition(tensors, grad, out, grads, geometry, case)
 
@@ -171,7 +172,9 @@ def test_gradient_of_more_than_2_to_31_elements():
     grad = torch.arange(16.0).view(1, 16, 1, 1)
     weight = torch.eye(16).view(16, 16, 1, 1)
     geometry = ([h, h], [0, 0], [1, 1])
-    grad_input, *_ = torch.ops.dcn.deform_conv2d_backward(grad, x, offset, weight, None, *geometry)
+    grad_input, *_ = torch.ops.dcn.deform_conv2d_backward(
+        grad, x, offset, weight, None, None, *geometry, [True] + 4 * [False]
+    )
     assert torch.equal(grad_input[0, :, h - 1, w - 1], torch.arange(16.0))
 
 
@@ -179,13 +182,13 @@ def test_gradient_of_more_than_2_to_31_elements():
     ("change", "name"),
     [
         ({"offset": (1, 4, 5, 5)}, "offset"),
-        ({"offset": (1, 18, 5, 4)}, "mask"),  # offset and output agree, mask does not
+        ({"offset": (1, 18, 5, 4)}, "offset"),
         ({"weight": (2, 8, 3, 3)}, "weight"),
         ({"weight": (2, 0, 3, 3)}, "weight"),
         ({"weight": (3, 2, 3, 3)}, "weight"),
         ({"mask": (1, 1, 1, 1)}, "mask"),
         ({"bias": (1,)}, "bias"),
-        ({"grad": (2, 2, 5, 5)}, "output"),
+        ({"grad": (2, 2, 5, 5)}, "grad"),
     ],
 )
 def test_shapes_are_checked_below_the_public_call_too(change, name):
@@ -200,13 +203,12 @@ def test_shapes_are_checked_below_the_public_call_too(change, name):
     )
     t = {name: torch.zeros(shape) for name, shape in (shapes | change).items()}
     geometry = ([1, 1], [1, 1], [1, 1])
-    call, arguments = (
-        (torch.ops.dcn.deform_conv2d_backward, ("grad", "input", "offset", "weight", "mask"))
-        if "grad" in change
-        else (torch.ops.dcn.deform_conv2d, ("input", "offset", "weight", "bias", "mask"))
-    )
+    grad, *tensors = t.values()
+    call, arguments = torch.ops.dcn.deform_conv2d, (*tensors, *geometry)
+    if "grad" in change:
+        call, arguments = torch.ops.dcn.deform_conv2d_backward, (grad, *arguments, [True] * 5)
     with pytest.raises(ValueError, match=name):
-        call(*(t[k] for k in arguments), *geometry)
+        call(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +217,7 @@ def test_shapes_are_checked_below_the_public_call_too(change, name):
         ({"rois": (3, 4)}, "rois"),
         ({"offset": (3, 2, 2, 1)}, "offset"),
         ({"mask": (2, 1, 2, 2)}, "mask"),
-        ({"grad": (3, 4, 2, 3)}, "output"),
+        ({"grad": (3, 4, 2, 3)}, "grad"),
     ],
 )
 def test_shapes_of_roi_pooling_are_checked_too(change, name):
@@ -224,7 +226,7 @@ def test_shapes_of_roi_pooling_are_checked_too(change, name):
     )
     t = {name: torch.zeros(shape) for name, shape in (shapes | change).items()}
     with pytest.raises(ValueError, match=name):
-        torch.ops.dcn.deform_roi_pool_backward(*t.values(), [2, 2], 1.0, 2, 0.1)
+        torch.ops.dcn.deform_roi_pool_backward(*t.values(), [2, 2], 1.0, 2, 0.1, [True] * 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -239,11 +241,18 @@ def test_strides_of_a_sliced_input_are_those_that_compilers_expect(dtype):
     rois = torch.zeros(3, 5)
     for op, arguments in (
         ("deform_conv2d", (x, offset, weight, None, mask, *geometry)),
-        ("deform_conv2d_backward", (grad, x, offset, weight, mask, *geometry)),
+        (
+            "deform_conv2d_backward",
+            (grad, x, offset, weight, None, mask, *geometry, [True, True, True, False, True]),
+        ),
         ("deform_roi_pool", (x, rois, None, None, [2, 2], 1.0, 2, 0.1)),
         (
             "deform_roi_pool_backward",
-            (torch.zeros(3, 4, 2, 2, dtype=dtype), x, rois, None, None, [2, 2], 1.0, 2, 0.1),
+            (
+                torch.zeros(3, 4, 2, 2, dtype=dtype),
+                *(x, rois, None, None, [2, 2], 1.0, 2, 0.1),
+                [True, False, False],
+            ),
         ),
     ):
         operator = getattr(torch.ops.dcn, op).default
@@ -264,7 +273,8 @@ def test_many_bins_on_a_wide_map():
     for ratio in (0, 1, 3):
         arguments = (rois, None, None, [2, 500], 1.0, ratio, 0.1)
         torch.testing.assert_close(
-            cpu.deform_roi_pool(x, *arguments), reference_pool.forward(x, *arguments)
+            OPERATORS["deform_roi_pool"].implementation("cpu").forward(x, *arguments),
+            reference_pool.forward(x, *arguments),
         )
 
 
@@ -287,8 +297,8 @@ def test_sources_compile_for_arm(tmp_path):
     if compiler is None:
         pytest.skip("needs aarch64-linux-gnu-g++ (Debian: g++-aarch64-linux-gnu)")
     flags = ["-std=c++17", "-O1", "-fopenmp", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-    for name in ("library", "baseline"):
-        source = Path(cpu.__file__).parent / "csrc" / f"{name}.cpp"
+    for name in ("entry", "baseline"):
+        source = Path(native.__file__).parent / "csrc" / f"{name}.cpp"
         out = tmp_path / f"{name}.o"
         define = '-DDCN_SOURCES=""'
         subprocess.run([compiler, *flags, define, "-c", source, "-o", out], check=True)

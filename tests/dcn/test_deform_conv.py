@@ -467,9 +467,9 @@ def test_opcheck(case, modulated, memory_format, device):
     arguments = [tensors.get(name) for name in names]
     geometry = [_pair(value) for value in case.geometry.values()]
     grad = grad_like(dcn.deform_conv2d(**tensors, **case.geometry))
-    del arguments[3]
+    wanted = [argument is not None for argument in arguments]
     torch.library.opcheck(
-        torch.ops.dcn.deform_conv2d_backward.default, (grad, *arguments, *geometry)
+        torch.ops.dcn.deform_conv2d_backward.default, (grad, *arguments, *geometry, wanted)
     )
     leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
     torch.library.opcheck(

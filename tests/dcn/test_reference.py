@@ -7,7 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dcn.reference import deform_conv, deform_roi_pool
+from dcn.deform_conv import definition as deform_conv
+from dcn.roi_pool import definition as deform_roi_pool
 from tests.dcn.definition import conv_tensors, pool_tensors
 
 COMPOSITE = {
@@ -67,7 +68,7 @@ def test_deform_conv2d_on_mps(modulated, dtype, on_mps):
     pairs = [list(pair) for pair in geometry.values()]
     with LikeMPS(on_mps):
         deform_conv.forward(x, offset, weight, bias, mask, *pairs)
-        deform_conv.backward(grad, x, offset, weight, mask, *pairs)
+        deform_conv.backward(grad, x, offset, weight, bias, mask, *pairs, [True] * 4 + [modulated])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -80,4 +81,4 @@ def test_deform_roi_pool_on_mps(deformed, sampling_ratio, dtype, on_mps):
     arguments = (*tensors.values(), [2, 3], 0.5, sampling_ratio, 0.25)
     with LikeMPS(on_mps):
         deform_roi_pool.forward(*arguments)
-        deform_roi_pool.backward(grad, *arguments)
+        deform_roi_pool.backward(grad, *arguments, [True, deformed, deformed])

@@ -8,15 +8,12 @@ import torch
 from mmdet.registry import DATASETS, MODELS
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, register_flop_formula
+from torch.utils.flop_counter import FlopCounterMode
+
+import dcn.flops  # noqa: F401  # has it count deformable convolutions
 
 from .results import write_text
 from .study import Run
-
-
-@register_flop_formula(torch.ops.dcn.deform_conv2d)
-def _deform_conv_flop(input, offset, weight, bias, mask, *geometry, out_shape=None, **kwargs):
-    return conv_flop_count(list(input), list(weight), list(out_shape))
 
 
 def complexity(run: Run) -> dict[str, float]:

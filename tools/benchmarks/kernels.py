@@ -17,7 +17,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 
-from dcn.triton import deform_conv, deform_roi_pool
+from dcn.deform_conv import gpu as deform_conv
+from dcn.gpu import readers
+from dcn.roi_pool import gpu as deform_roi_pool
 
 # Compute capability: bytes of shared memory of a multiprocessor and of one program, and warps.
 GPUS = {80: (164 * 1024, 163 * 1024, 64), 90: (228 * 1024, 227 * 1024, 64)}
@@ -45,7 +47,6 @@ def calls(dtype: torch.dtype) -> list[Call]:
     offset, mask, weight = tensor(1, 18, 50, 84), tensor(1, 9, 50, 84), tensor(256, 256, 3, 3)
     geometry = ([1, 1], [1, 1], [1, 1])
     conv = (x, offset, weight, tensor(256), mask, *geometry)
-    conv_backward = (x, x, offset, weight, mask, *geometry)
     rois = torch.empty(512, 5, device="meta", dtype=torch.promote_types(dtype, torch.float32))
     pool_geometry = ([7, 7], 1 / 16, 0, 0.1)
     deformed = (x, rois, tensor(512, 2, 7, 7), tensor(512, 1, 7, 7), *pool_geometry)
@@ -54,16 +55,16 @@ def calls(dtype: torch.dtype) -> list[Call]:
     pool = "deform_roi_pool {}"
     return [
         *recorded("deform_conv2d {}", deform_conv.forward, *conv),
-        *recorded("deform_conv2d {}", deform_conv.backward, *conv_backward),
+        *recorded("deform_conv2d {}", deform_conv.backward, x, *conv, [True] * 5),
         *recorded(pool, deform_roi_pool.forward, *deformed),
-        *recorded(pool, deform_roi_pool.backward, grad, *deformed),
+        *recorded(pool, deform_roi_pool.backward, grad, *deformed, [True] * 3),
         *recorded(f"{pool}, plain", deform_roi_pool.forward, *plain),
-        *recorded(f"{pool}, plain", deform_roi_pool.backward, grad, *plain),
+        *recorded(f"{pool}, plain", deform_roi_pool.backward, grad, *plain, [True, False, False]),
     ]
 
 
 def recorded(name: str, function: Callable, *arguments) -> list[Call]:
-    """The kernels that a function of dcn.triton would launch, instead of launching them."""
+    """The kernels that a function would launch, instead of launching them."""
     found = []
 
     def record(kernel, grid, arguments, **more):
@@ -76,7 +77,7 @@ def recorded(name: str, function: Callable, *arguments) -> list[Call]:
         found.append(Call(title, jit, configs, taken))
 
     module = sys.modules[function.__module__]
-    with mock.patch.multiple(module, launch=record, run=record, create=True):
+    with mock.patch.object(module, "launch", record), mock.patch.object(readers, "run", record):
         function(*arguments)
     return found
 

@@ -167,7 +167,7 @@ def machine() -> dict:
         "cuda": torch.version.cuda if gpu else None,
         "driver": collect_env.get_nvidia_driver_version(collect_env.run) if gpu else None,
         "vectors": torch.backends.cpu.get_cpu_capability(),
-        "dcn_vectors": dcn.cpu.library and dcn.cpu.library.dcn_capability().decode(),
+        "dcn_vectors": dcn.native.kernels and dcn.native.kernels.dcn_capability().decode(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -11,8 +11,8 @@ import torchvision
 from torch import Tensor
 
 import dcn
-from dcn.reference import deform_conv as reference_conv
-from dcn.reference import deform_roi_pool as reference_pool
+from dcn.deform_conv import definition as reference_conv
+from dcn.roi_pool import definition as reference_pool
 
 from . import measure
 

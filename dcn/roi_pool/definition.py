@@ -6,10 +6,11 @@ y(k) = sum_j x(p_kj + Δp_k) · Δm_k / n_k
 import torch
 from torch import Tensor
 
-from .sampling import (
+from ..checks import check_shape
+from ..layout import compute_dtype, like
+from ..sampling import (
     Axis,
     Bags,
-    compute_dtype,
     corner_index,
     edge_padded_axis,
     from_rows,
@@ -32,7 +33,8 @@ def forward(
     sampling_ratio: int,
     gamma: float,
 ) -> Tensor:
-    """Shapes as in `dcn.deform_roi_pool`, which checks them."""
+    """Shapes as in `dcn.deform_roi_pool`."""
+    check_shapes(input, rois, offset, mask, output_size)
     pooling = _Pooling(input, rois, offset, mask, output_size, spatial_scale, sampling_ratio, gamma)
     rows = to_rows(input, 1, compute_dtype(input))
     out = sum_bags(rows, pooling.bags).view(rois.shape[0], *output_size, input.shape[1])
@@ -49,20 +51,49 @@ def backward(
     spatial_scale: float,
     sampling_ratio: int,
     gamma: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of input, offset and mask (empty without them). RoIs get none."""
+    output_mask: list[bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of input, offset and mask, those that `output_mask` asks for. RoIs get none."""
+    check_shapes(input, rois, offset, mask, output_size, grad)
     pooling = _Pooling(input, rois, offset, mask, output_size, spatial_scale, sampling_ratio, gamma)
     rows = to_rows(input, 1, compute_dtype(input))
     grad_out = grad.permute(0, 2, 3, 1).to(rows.dtype).reshape(-1, input.shape[1])
-    grad_rows = sum_bags_backward_table(grad_out, pooling.bags, rows.shape[0])
-    grad_offset, grad_mask = grad.new_empty(0), grad.new_empty(0)
-    if offset is not None or mask is not None:
+    grad_input = grad_offset = grad_mask = None
+    if output_mask[0]:
+        grad_rows = sum_bags_backward_table(grad_out, pooling.bags, rows.shape[0])
+        grad_input = from_rows(grad_rows, input)
+    if output_mask[1] or output_mask[2]:
         dot = sum_bags_backward_weight(grad_out, rows, pooling.bags).view(-1, 4)
-        if offset is not None:
-            grad_offset = pooling.grad_offset(dot).to(offset.dtype)
-        if mask is not None:
-            grad_mask = pooling.grad_mask(dot).to(mask.dtype)
-    return from_rows(grad_rows, input), grad_offset, grad_mask
+        if output_mask[1]:
+            grad_offset = like(pooling.grad_offset(dot), offset)
+        if output_mask[2]:
+            grad_mask = like(pooling.grad_mask(dot), mask)
+    return grad_input, grad_offset, grad_mask
+
+
+def check_shapes(
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor | None,
+    mask: Tensor | None,
+    output_size: list[int],
+    grad: Tensor | None = None,
+) -> None:
+    """What every kernel relies on.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    if 0 in input.shape[1:]:
+        raise ValueError(f"input: only the batch may be empty, got shape {tuple(input.shape)}")
+    count = rois.shape[0]
+    check_shape("rois", rois, (count, 5))
+    if offset is not None:
+        check_shape("offset", offset, (count, 2, *output_size))
+    if mask is not None:
+        check_shape("mask", mask, (count, 1, *output_size))
+    if grad is not None:
+        check_shape("grad", grad, (count, input.shape[1], *output_size))
 
 
 class _Pooling:

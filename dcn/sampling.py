@@ -1,8 +1,13 @@
-"""Bilinear sampling as weighted sums of table rows ("bags"), forward and backward.
+"""Bilinear sampling in plain PyTorch, as weighted sums of table rows ("bags").
 
+Seen channels-last, a feature map is a table with one row of channels per pixel; a bilinear sample
+is four rows with four weights, and a bin of an RoI is all the samples that fall into it.
 PyTorch's embedding bag computes exactly such sums, threaded and vectorised, without writing out
 the rows it reads. It also serves the backward pass: the gradient of a row is a bag of the
 gradients of all sums that row went into.
+
+Pixels outside the map are read as zero times the nearest one inside, so a pixel that is not finite
+spreads. The faster kernels do not have this effect.
 """
 
 from typing import NamedTuple
@@ -10,6 +15,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .grid import Deltas, Grid
+from .layout import compute_dtype, like
 
 
 class Axis(NamedTuple):
@@ -65,6 +73,50 @@ def corner_index(y: Axis, x: Axis, width: int) -> Tensor:
     return (y.cell.unsqueeze(-1) * width + x.cell.unsqueeze(-2)).flatten(-2)
 
 
+class Samples(NamedTuple):
+    """All samples [N, H_out, W_out, G, K] of a grid, in an input that is zero outside."""
+
+    y: Axis
+    x: Axis
+    mask: Tensor
+    row: Tensor  # [..., 4] of the corners, in the table of `to_rows(input, G)`
+
+    @property
+    def weight(self) -> Tensor:
+        """[..., 4] of the corners."""
+        return outer(self.y.weight, self.x.weight) * self.mask.unsqueeze(-1)
+
+    def gradients(self, dot: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the offsets y and x and the mask, each [N, G, K, H_out, W_out].
+
+        dot: [..., 4] products of the corners' rows with the gradient of the sample, by the chain
+        rule through the corner weights.
+        """
+        grad_y = (dot * outer(self.y.slope, self.x.weight)).sum(-1) * self.mask
+        grad_x = (dot * outer(self.y.weight, self.x.slope)).sum(-1) * self.mask
+        grad_mask = (dot * outer(self.y.weight, self.x.weight)).sum(-1)
+        grads = (grad_y * scale, grad_x * scale, grad_mask)
+        return tuple(grad.permute(0, 3, 4, 1, 2) for grad in grads)
+
+
+def locate(input: Tensor, deltas: Deltas, grid: Grid) -> Samples:
+    """Of an input [N, C, H, W]."""
+    n, _, h, w = input.shape
+    _, groups, _, *out = deltas.y.shape
+    dtype = compute_dtype(input)
+    y, x = (delta.permute(0, 3, 4, 1, 2).to(dtype) * grid.scale for delta in deltas[:2])
+    rest_y, rest_x = grid.positions(out, y)
+    y = zero_padded_axis(rest_y[:, None, None] + y, h)
+    x = zero_padded_axis(rest_x[:, None] + x, w)
+    if deltas.mask is None:
+        mask = y.weight.new_ones(()).expand(y.cell.shape[:-1])
+    else:
+        mask = deltas.mask.permute(0, 3, 4, 1, 2).to(dtype)
+    image = torch.arange(n, device=input.device).view(n, 1, 1, 1, 1, 1) * (h * w)
+    group = torch.arange(groups, device=input.device).view(groups, 1, 1)
+    return Samples(y, x, mask, (corner_index(y, x, w) + image) * groups + group)
+
+
 class Bags(NamedTuple):
     """`num_bags` weighted sums of rows; bag b holds entries starts[b] to starts[b + 1] - 1."""
 
@@ -116,29 +168,7 @@ def to_rows(input: Tensor, channel_groups: int, dtype: torch.dtype) -> Tensor:
     return rows.view(-1, input.shape[1] // channel_groups)
 
 
-def from_rows(rows: Tensor, like: Tensor) -> Tensor:
-    """[N·H·W·G, C/G] -> [N, C, H, W] of the dtype and memory format of `like`."""
-    n, c, h, w = like.shape
-    grid = rows.reshape(n, h, w, c).permute(0, 3, 1, 2)
-    return grid.to(like.dtype).contiguous(memory_format=memory_format(like))
-
-
-def like(values: Tensor, tensor: Tensor) -> Tensor:
-    """The values in the dtype and layout of `torch.empty_like(tensor)`."""
-    values = values.to(tensor.dtype)
-    result = torch.empty_like(tensor)
-    return values if values.stride() == result.stride() else result.copy_(values)
-
-
-def memory_format(input: Tensor) -> torch.memory_format:
-    """Channels-last for a channels-last input, else contiguous: what operators give back."""
-    if input.is_contiguous():
-        return torch.contiguous_format
-    if input.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
-
-
-def compute_dtype(input: Tensor) -> torch.dtype:
-    """16-bit types are sampled and summed in float32."""
-    return torch.float64 if input.dtype == torch.float64 else torch.float32
+def from_rows(rows: Tensor, tensor: Tensor) -> Tensor:
+    """[N·H·W·G, C/G] -> [N, C, H, W] of the dtype and layout of `tensor`."""
+    n, c, h, w = tensor.shape
+    return like(rows.reshape(n, h, w, c).permute(0, 3, 1, 2), tensor)

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 import dcn
-from dcn.reference import deform_conv as reference
+from dcn.deform_conv import definition
+from dcn.registration import OPERATORS
 
 
 def test_the_gpu_has_kernels_of_its_own():
     pytest.importorskip("triton", reason="Triton is not installed")
-    for name in dcn.triton.OPERATORS:
+    for name in ("deform_conv2d", "deform_roi_pool_backward"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dcn::{name}", "CUDA")
 
 
@@ -39,18 +40,18 @@ def test_a_warning_where_triton_is_not_installed():
 def called(monkeypatch):
     """A fresh process on a GPU where all is well; which of its two operators a call reaches."""
     runtime = pytest.importorskip("triton.runtime", reason="Triton is not installed")
-    kernels = pytest.importorskip("dcn.triton.deform_conv")
+    kernels = pytest.importorskip("dcn.deform_conv.gpu")
     active = SimpleNamespace(get_current_device=lambda: 0)
     monkeypatch.setattr(runtime, "driver", SimpleNamespace(active=active))
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
-    monkeypatch.setattr(dcn.triton, "_failed", set())
+    monkeypatch.setattr(dcn.gpu, "_failed", set())
     monkeypatch.delenv("DCN_STRICT", raising=False)
     called = []
-    monkeypatch.setattr(reference, "forward", lambda *args: called.append("reference"))
+    monkeypatch.setattr(definition, "forward", lambda *args: called.append("definition"))
     monkeypatch.setattr(kernels, "forward", lambda *args: called.append("kernels"))
-    caches = dcn.triton.launches, dcn.triton.supports
+    caches = dcn.gpu.launches, dcn.gpu.supports
     for cache in caches:
         cache.cache_clear()
     yield called
@@ -59,7 +60,8 @@ def called(monkeypatch):
 
 
 def call():
-    dcn.triton.operator("deform_conv2d")(SimpleNamespace(is_cuda=True, get_device=lambda: 0))
+    forward, _ = dcn.gpu.kernels(OPERATORS["deform_conv2d"])
+    forward(SimpleNamespace(is_cuda=True, get_device=lambda: 0))
 
 
 def raising(error):
@@ -86,10 +88,10 @@ def old_gpu(monkeypatch):
 
 
 def broken_kernel(monkeypatch):
-    from dcn.triton import deform_conv
+    from dcn.deform_conv import gpu
 
-    error = dcn.triton.KernelError("PTXASError: no such instruction")
-    monkeypatch.setattr(deform_conv, "forward", raising(error))
+    error = dcn.gpu.KernelError("PTXASError: no such instruction")
+    monkeypatch.setattr(gpu, "forward", raising(error))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ def test_where_kernels_cannot_run_the_definition_does(broken, reason, called, mo
     broken(monkeypatch)
     monkeypatch.setenv("DCN_STRICT", "1")
     for _ in range(2):
-        with pytest.raises(dcn.triton.KernelError, match=reason):
+        with pytest.raises(dcn.gpu.KernelError, match=reason):
             call()
     monkeypatch.delenv("DCN_STRICT")
     with pytest.warns(UserWarning, match=reason):
@@ -113,15 +115,15 @@ def test_where_kernels_cannot_run_the_definition_does(broken, reason, called, mo
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         call()
-    assert called == ["reference"] * 2
+    assert called == ["definition"] * 2
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), ValueError()])
 def test_other_errors_are_raised(error, called, monkeypatch):
-    from dcn.triton import deform_conv
+    from dcn.deform_conv import gpu
 
     with monkeypatch.context() as patch:
-        patch.setattr(deform_conv, "forward", raising(error))
+        patch.setattr(gpu, "forward", raising(error))
         with pytest.raises(type(error)):
             call()
     call()

@@ -8,7 +8,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 import torch
 import triton.language as tl
 
-from dcn.triton import deform_conv, deform_roi_pool
+from dcn.deform_conv import gpu as deform_conv
+from dcn.roi_pool import gpu as deform_roi_pool
 from tools.benchmarks.kernels import compile_call, recorded
 
 # C_in, C_out, size, kernel, groups, deform groups, stride: one of everything, which Triton makes
@@ -31,14 +32,17 @@ def main() -> None:
         offset, mask = tensor(1, 2 * points, out, out), tensor(1, points, out, out)
         weight = tensor(c_out, c_in // groups, kernel, kernel)
         mask = mask if c_in > 1 else None
+        wanted = [True, True, True, False, mask is not None]
         geometry = ([stride] * 2, [kernel // 2] * 2, [1, 1])
         calls += recorded("", deform_conv.forward, x, offset, weight, None, mask, *geometry)
-        calls += recorded("", deform_conv.backward, grad, x, offset, weight, mask, *geometry)
+        calls += recorded(
+            "", deform_conv.backward, grad, x, offset, weight, None, mask, *geometry, wanted
+        )
     torch.use_deterministic_algorithms(False)
     x, rois, grad = tensor(1, 1, 5, 5), torch.empty(1, 5, device="meta"), tensor(1, 1, 1, 1)
     pooling = (rois, tensor(1, 2, 1, 1), tensor(1, 1, 1, 1), [1, 1], 1.0, 1, 0.1)
     calls += recorded("", deform_roi_pool.forward, x, *pooling)
-    calls += recorded("", deform_roi_pool.backward, grad, x, *pooling)
+    calls += recorded("", deform_roi_pool.backward, grad, x, *pooling, [True] * 3)
     for call in calls:
         ptx = compile_call(call, call.configs[0], 90).asm["ptx"]
         # Not as IEEE rounds: another number of samples in a bin, another bilinear weight.

@@ -1,4 +1,4 @@
-// The functions that dcn/cpu.py calls. Each picks the kernels of the best instruction set there is.
+// The functions that dcn/native.py calls. Each picks the kernels of the best instruction set there is.
 #include <new>
 
 #include "arguments.h"
@@ -42,15 +42,17 @@ Choice choose([[maybe_unused]] int64_t most_bits) {
 
 Choice chosen = choose(512);
 
-// 0, or 1 where memory ran out.
+enum Outcome : int { kDone = 0, kNoMemory = 1, kUnknownType = 2 };
+
 template <typename Arguments>
 int run(void (*kernel)(const Arguments&), const Arguments* args) {
+    if (args->dtype < kFloat32 || args->dtype > kBFloat16) return kUnknownType;
     try {
         kernel(*args);
     } catch (const std::bad_alloc&) {
-        return 1;
+        return kNoMemory;
     }
-    return 0;
+    return kDone;
 }
 
 }  // namespace
@@ -68,20 +70,12 @@ const char* dcn_capability() { return dcn::chosen.name; }
 // For tests and measurements: vectors of at most so many bits.
 void dcn_limit_vectors(int64_t bits) { dcn::chosen = dcn::choose(bits); }
 
-int dcn_deform_conv2d_forward(const dcn::DeformConv2d* args) {
-    return dcn::run(dcn::chosen.kernels->deform_conv2d_forward, args);
-}
-
-int dcn_deform_conv2d_backward(const dcn::DeformConv2d* args) {
-    return dcn::run(dcn::chosen.kernels->deform_conv2d_backward, args);
-}
-
-int dcn_deform_roi_pool_forward(const dcn::DeformRoIPool* args) {
-    return dcn::run(dcn::chosen.kernels->deform_roi_pool_forward, args);
-}
-
-int dcn_deform_roi_pool_backward(const dcn::DeformRoIPool* args) {
-    return dcn::run(dcn::chosen.kernels->deform_roi_pool_backward, args);
-}
+// dcn_deform_conv2d_forward(arguments) and so on, and how large the arguments are.
+#define DCN_FUNCTION(name, Arguments)                       \
+    int dcn_##name(const dcn::Arguments* args) {            \
+        return dcn::run(dcn::chosen.kernels->name, args);   \
+    }                                                       \
+    int64_t dcn_##name##_size() { return sizeof(dcn::Arguments); }
+DCN_KERNELS(DCN_FUNCTION)
 #pragma GCC visibility pop
 }

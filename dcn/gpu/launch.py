@@ -39,16 +39,16 @@ def tuned(
 
 
 def launch(
-    kernel: triton.runtime.Autotuner, grid: Callable[[dict], tuple], arguments: dict
+    kernel: triton.runtime.Autotuner, grid: Callable[[dict], tuple], arguments: dict, **more
 ) -> None:
-    """Runs a tuned kernel with those of the arguments that it names.
+    """Runs a tuned kernel with those of the arguments that it names, and with `more`.
 
     A fixed configuration serves where none is timed: under
     `torch.use_deterministic_algorithms(True)`, as timings are not the same twice; while a CUDA
     graph is captured before a call of the kind was timed; for float64, which nobody trains in; and
     in Triton's interpreter.
     """
-    taken = _taken(kernel, arguments)
+    taken = _taken(kernel, arguments, more)
     dtypes = [a.dtype for a in taken.values() if isinstance(a, Tensor)]
     kind = (kernel, *(taken[name] for name in kernel.keys), *dtypes)
     is_float64 = torch.float64 in dtypes
@@ -77,8 +77,8 @@ def launch(
 
 
 def run(kernel: triton.runtime.JITFunction, grid: tuple, arguments: dict, **more) -> None:
-    """Runs a kernel that is not tuned with those of the arguments that it names."""
-    _start(kernel, grid, _taken(kernel, arguments | more))
+    """Runs a kernel that is not tuned with those of the arguments that it names, and `more`."""
+    _start(kernel, grid, _taken(kernel, arguments, more))
 
 
 def _start(kernel: triton.runtime.KernelInterface, grid: Callable | tuple, taken: dict) -> None:
@@ -96,8 +96,8 @@ def _out_of_memory(error: Exception) -> bool:
     return "out of memory" in str(error)
 
 
-def _taken(kernel: triton.runtime.KernelInterface, arguments: dict) -> dict:
-    return {name: arguments[name] for name in kernel.arg_names if name in arguments}
+def _taken(kernel: triton.runtime.KernelInterface, arguments: dict, more: dict) -> dict:
+    return {name: arguments[name] for name in kernel.arg_names if name in arguments} | more
 
 
 def call_kind(tensor: Tensor, count: int) -> int:

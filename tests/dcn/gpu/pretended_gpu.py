@@ -22,9 +22,15 @@ from triton.backends.nvidia.driver import CudaDriver
 from triton.runtime import Autotuner, driver
 
 import dcn
-from dcn.triton import deform_conv, deform_roi_pool, tuning
+from dcn.deform_conv import gpu as deform_conv
+from dcn.gpu import launch as launching
+from dcn.gpu import readers
+from dcn.registration import OPERATORS
+from dcn.roi_pool import gpu as deform_roi_pool
 
 libcuda = ctypes.CDLL(os.environ["TRITON_LIBCUDA_PATH"] + "/libcuda.so.1")
+conv_forward, conv_backward = dcn.gpu.kernels(OPERATORS["deform_conv2d"])
+pool_forward, pool_backward = dcn.gpu.kernels(OPERATORS["deform_roi_pool"])
 SUCCESS, OUT_OF_MEMORY, LAUNCH_FAILED = 0, 2, 719
 TYPES = {"u32": ctypes.c_uint32, "u64": ctypes.c_uint64, "f64": ctypes.c_double}
 counts = dict(timed=0, loaded=0, launched=0)
@@ -72,7 +78,7 @@ def jit_of(kernel):
 
 
 def compilations():
-    for module in (deform_conv, deform_roi_pool):
+    for module in (deform_conv, deform_roi_pool, readers):
         for name, kernel in vars(module).items():
             if name.endswith("_kernel"):
                 yield from jit_of(kernel).device_caches[0][0].values()
@@ -130,17 +136,17 @@ def convolve(height: int, width: int) -> torch.Tensor:
     prediction = tensor(2, 27, height, width).contiguous(memory_format=torch.channels_last)
     offset, mask = prediction.split((18, 9), 1)
     weight, geometry = tensor(48, 32, 3, 3), ([1, 1], [1, 1], [1, 1])
-    grad = dcn.triton.operator("deform_conv2d")(x, offset, weight, tensor(48), mask, *geometry)
-    backward = dcn.triton.operator("deform_conv2d_backward")
-    backward(grad, x, offset, weight, mask, *geometry)
+    arguments = (x, offset, weight, tensor(48), mask, *geometry)
+    grad = conv_forward(*arguments)
+    conv_backward(grad, *arguments, [True] * 5)
     return grad
 
 
 def pool(count: int) -> torch.Tensor:
     x, rois = tensor(2, 32, 10, 12), torch.zeros(count, 5)
     arguments = (rois, tensor(count, 2, 7, 7), tensor(count, 1, 7, 7), [7, 7], 1 / 16, 0, 0.1)
-    grad = dcn.triton.operator("deform_roi_pool")(x, *arguments)
-    dcn.triton.operator("deform_roi_pool_backward")(grad, x, *arguments)
+    grad = pool_forward(x, *arguments)
+    pool_backward(grad, x, *arguments, [True] * 3)
     return grad
 
 
@@ -148,8 +154,8 @@ def plain(stride: int) -> None:
     """What is None, a stride above one, and offsets of a batch that does not follow on."""
     x, offset = tensor(1, 32, 9, 9), tensor(2, 18, 5, 5)[::2]
     geometry = ([stride, stride], [1, 1], [1, 1])
-    dcn.triton.operator("deform_conv2d")(x, offset, tensor(48, 32, 3, 3), None, None, *geometry)
-    dcn.triton.operator("deform_roi_pool")(x, torch.zeros(3, 5), None, None, [7, 7], 0.3, 2, 0.1)
+    conv_forward(x, offset, tensor(48, 32, 3, 3), None, None, *geometry)
+    pool_forward(x, torch.zeros(3, 5), None, None, [7, 7], 0.3, 2, 0.1)
 
 
 class On:
@@ -171,7 +177,7 @@ def timings() -> None:
         ("second", pool, 8),
     ]:
         for module in (deform_conv, deform_roi_pool):
-            module.call_kind = lambda x, count, gpu=gpu: tuning.call_kind(On(gpu), count)
+            module.call_kind = lambda x, count, gpu=gpu: launching.call_kind(On(gpu), count)
         call(*arguments)
         steps.append(dict(counts))
     print(json.dumps(steps))
@@ -189,13 +195,13 @@ def failures() -> None:
     result = OUT_OF_MEMORY
     with pytest.raises(RuntimeError, match="out of memory") as raised:
         pool(3)
-    assert not isinstance(raised.value, dcn.triton.KernelError)
+    assert not isinstance(raised.value, dcn.gpu.KernelError)
     result = LAUNCH_FAILED
     os.environ["DCN_STRICT"] = "0"
     for _ in range(2):
         assert not pool(3).any()  # by the definition
     os.environ["DCN_STRICT"] = "1"
-    with pytest.raises(dcn.triton.KernelError, match="the launch failed"):
+    with pytest.raises(dcn.gpu.KernelError, match="the launch failed"):
         convolve(10, 12)
 
 
@@ -206,7 +212,7 @@ def main(what: str) -> None:
     ).value
     driver.set_active(Driver())
     torch.cuda.is_current_stream_capturing = lambda: False
-    tuning._start = checked(tuning._start)
+    launching._start = checked(launching._start)
     if what == "timings":
         return timings()
     with warnings.catch_warnings(record=True) as caught:

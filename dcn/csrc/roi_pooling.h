@@ -5,6 +5,7 @@
 #pragma once
 
 #include "sampling.h"
+#include "slices.h"
 
 namespace dcn {
 namespace DCN_ISA {
@@ -65,21 +66,28 @@ class RoIPooling {
 
     explicit RoIPooling(const DeformRoIPool& args)
         : args(args),
-          bins(args.pooled_h * args.pooled_w),
-          deformed(args.offset != nullptr || args.mask != nullptr) {}
+          rois(args.output.size[0]),
+          channels(args.input.size[1]),
+          h(args.input.size[2]),
+          w(args.input.size[3]),
+          pooled_h(args.output.size[2]),
+          pooled_w(args.output.size[3]),
+          bins(pooled_h * pooled_w),
+          of_input(args.grad_input.data != nullptr),
+          of_shift(args.grad_offset.data != nullptr || args.grad_mask.data != nullptr) {}
 
     void forward() const {
-        if (args.rois == 0) return;
-        const int64_t row_size = args.c + kPad;
+        if (rois == 0) return;
+        const int64_t row_size = channels + kPad;
         const Workspace work(*this, bins * row_size);
 #pragma omp parallel for schedule(dynamic) num_threads(args.threads)
-        for (int64_t k = 0; k < args.rois; k++) {
+        for (int64_t k = 0; k < rois; k++) {
             const int thread = omp_get_thread_num();
             A* const pooled = work.channels[thread];
             for_bins(k, work.axes(thread), [&](int64_t bin, const Axis& y, const Axis& x,
                                                       A share, A modulation) {
                 A* const to = pooled + bin * row_size;
-                std::memset(to, 0, args.c * sizeof(A));
+                std::memset(to, 0, channels * sizeof(A));
                 for_quads(y, x, [&](const Quad& quad) {
                     const T* row[4];
                     A weight[4];
@@ -87,21 +95,21 @@ class RoIPooling {
                         row[i] = quad.pixel[i] < 0 ? work.outside[0] : pixel(k, quad.pixel[i]);
                         weight[i] = quad.pixel[i] < 0 ? 0 : quad.weight[i] * share * modulation;
                     }
-                    gather<true>(args.c, row, weight, to);
+                    gather<true>(channels, row, weight, to);
                 });
             });
             T** const image = bin_images(k, 0, work.images[thread]);
-            store_rows(bins, args.c, pooled, row_size, image, args.output_stride[1]);
+            store_rows(bins, channels, pooled, row_size, image, args.output.stride[1]);
         }
     }
 
     void backward() const {
-        if (args.rois == 0) return;
-        const Slices<A> slices(args.c, args.threads);
+        if (rois == 0) return;
+        const Slices<A> slices(channels, args.threads);
         const int64_t row_size = slices.size + kPad;
         const Workspace work(*this, bins * row_size);
         const Buffers<A> nowhere(args.threads, slices.size);
-        const Buffers<A> partials(slices.count, deformed ? args.rois * bins * 3 : 0);
+        const Buffers<A> partials(slices.count, of_shift ? rois * bins * 3 : 0);
 #pragma omp parallel num_threads(args.threads)
         {
             const int thread = omp_get_thread_num();
@@ -109,21 +117,21 @@ class RoIPooling {
 #pragma omp for schedule(dynamic)
             for (int64_t i = 0; i < slices.count; i++) {
                 const Range slice = slices[i];
-                for (int64_t k = 0; k < args.rois; k++) {
+                for (int64_t k = 0; k < rois; k++) {
                     T** const image = bin_images(k, slice.begin, work.images[thread]);
-                    load_rows(bins, slice.size(), image, args.output_stride[1], grads, row_size);
+                    load_rows(bins, slice.size(), image, args.output.stride[1], grads, row_size);
                     for_bins(k, work.axes(thread), [&](int64_t bin, const Axis& y,
                                                               const Axis& x, A share,
                                                               A modulation) {
                         spread_bin(k, slice, y, x, share, modulation, grads + bin * row_size,
                                    work.outside[0], nowhere[thread],
-                                   deformed ? partials[i] + (k * bins + bin) * 3 : nullptr);
+                                   of_shift ? partials[i] + (k * bins + bin) * 3 : nullptr);
                     });
                 }
             }
-            if (deformed) {
+            if (of_shift) {
 #pragma omp for
-                for (int64_t k = 0; k < args.rois; k++) write_grads(k, slices, partials);
+                for (int64_t k = 0; k < rois; k++) write_grads(k, slices, partials);
             }
         }
     }
@@ -150,13 +158,13 @@ class RoIPooling {
 
     struct Workspace {
         Workspace(const RoIPooling& pooling, int64_t channel_count)
-            : most_y(pooling.args.h),
+            : most_y(pooling.h),
               // Columns lie side by side, and each may read three cells of its neighbours.
-              most_x(pooling.args.w + 3 * pooling.args.pooled_w + 1),
+              most_x(pooling.w + 3 * pooling.pooled_w + 1),
               channels(pooling.args.threads, channel_count),
               images(pooling.args.threads, pooling.bins),
-              outside(1, pooling.args.c),
-              axis(pooling.args.threads, pooling.args.pooled_w),
+              outside(1, pooling.channels),
+              axis(pooling.args.threads, pooling.pooled_w),
               cells(pooling.args.threads, most_y + most_x),
               values(pooling.args.threads, 2 * (most_y + most_x)) {}
 
@@ -180,7 +188,7 @@ class RoIPooling {
 
     // Edges are shifted by half a pixel: a pixel's value is that of its centre.
     Box box(int64_t k) const {
-        const A* corner = static_cast<const A*>(args.boxes) + 4 * k;
+        const A* corner = static_cast<const A*>(args.boxes.data) + 4 * k;
         const A scale = static_cast<A>(args.spatial_scale);
         const A x1 = corner[0] * scale - A(0.5), y1 = corner[1] * scale - A(0.5);
         const A x2 = corner[2] * scale - A(0.5), y2 = corner[3] * scale - A(0.5);
@@ -197,16 +205,16 @@ class RoIPooling {
     template <typename Work>
     void for_bins(int64_t k, Axes axes, Work work) const {
         const Box roi = box(k);
-        const A bin_h = roi.height / static_cast<A>(args.pooled_h);
-        const A bin_w = roi.width / static_cast<A>(args.pooled_w);
-        const int64_t samples_y = samples(bin_h, args.h), samples_x = samples(bin_w, args.w);
+        const A bin_h = roi.height / static_cast<A>(pooled_h);
+        const A bin_w = roi.width / static_cast<A>(pooled_w);
+        const int64_t samples_y = samples(bin_h, h), samples_x = samples(bin_w, w);
         const A share = 1 / (static_cast<A>(samples_y) * static_cast<A>(samples_x));
-        const A* offset = static_cast<const A*>(args.offset);
-        const A* mask = static_cast<const A*>(args.mask);
+        const A* offset = static_cast<const A*>(args.offset.data);
+        const A* mask = static_cast<const A*>(args.mask.data);
         const A gamma = static_cast<A>(args.gamma);
-        for (int64_t i = 0; i < args.pooled_h; i++) {
-            for (int64_t j = 0; j < args.pooled_w; j++) {
-                const int64_t bin = i * args.pooled_w + j;
+        for (int64_t i = 0; i < pooled_h; i++) {
+            for (int64_t j = 0; j < pooled_w; j++) {
+                const int64_t bin = i * pooled_w + j;
                 // Those of all columns are kept, unless every bin has its own.
                 Axis& x = axes.x[offset == nullptr ? j : 0];
                 A shift_y = 0, shift_x = 0;
@@ -215,11 +223,11 @@ class RoIPooling {
                     shift_y = offset[(2 * k + 1) * bins + bin] * (roi.height * gamma);
                 }
                 if (offset != nullptr || j == 0) {
-                    axes.y.set(roi.y, i, bin_h, samples_y, shift_y, args.h);
+                    axes.y.set(roi.y, i, bin_h, samples_y, shift_y, h);
                 }
                 if (offset != nullptr || i == 0) {
                     if (offset == nullptr && j > 0) x = axes.x[j - 1].rest();
-                    x.set(roi.x, j, bin_w, samples_x, shift_x, args.w);
+                    x.set(roi.x, j, bin_w, samples_x, shift_x, w);
                 }
                 work(bin, axes.y, x, share,
                      mask == nullptr ? A(1) : mask[k * bins + bin]);
@@ -234,7 +242,7 @@ class RoIPooling {
         int filled = 0;
         for (int64_t i = 0; i < y.count; i++) {
             for (int64_t j = 0; j < x.count; j++) {
-                quad.pixel[filled] = y.cell[i] * args.w + x.cell[j];
+                quad.pixel[filled] = y.cell[i] * w + x.cell[j];
                 quad.weight[filled] = y.weight[i] * x.weight[j];
                 quad.slope_y[filled] = y.slope[i] * x.weight[j];
                 quad.slope_x[filled] = y.weight[i] * x.slope[j];
@@ -252,18 +260,20 @@ class RoIPooling {
         work(quad);
     }
 
+    int64_t image_of(int64_t k) const { return static_cast<const int64_t*>(args.index.data)[k]; }
+
     const T* pixel(int64_t k, int64_t index) const {
-        return static_cast<const T*>(args.input) +
-               (args.index[k] * args.h * args.w + index) * args.c;
+        return static_cast<const T*>(args.input.data) +
+               (image_of(k) * h * w + index) * channels;
     }
 
     // Where the bins of RoI k lie in the output.
     T** bin_images(int64_t k, int64_t channel, T** images) const {
-        const int64_t* stride = args.output_stride;
-        T* roi = static_cast<T*>(args.output) + k * stride[0] + channel * stride[1];
+        const int64_t* stride = args.output.stride;
+        T* roi = static_cast<T*>(args.output.data) + k * stride[0] + channel * stride[1];
         for (int64_t bin = 0; bin < bins; bin++) {
             images[bin] =
-                roi + bin / args.pooled_w * stride[2] + bin % args.pooled_w * stride[3];
+                roi + bin / pooled_w * stride[2] + bin % pooled_w * stride[3];
         }
         return images;
     }
@@ -273,16 +283,16 @@ class RoIPooling {
     void spread_bin(int64_t k, Range slice, const Axis& y, const Axis& x, A share, A modulation,
                     const A* grad, const T* outside, A* nowhere, A* partial) const {
         A grad_y = 0, grad_x = 0, grad_mask = 0;
-        A* const grad_input = static_cast<A*>(args.grad_input) +
-                              args.index[k] * args.h * args.w * args.c + slice.begin;
+        A* const grad_input = static_cast<A*>(args.grad_input.data) +
+                              image_of(k) * h * w * channels + slice.begin;
         for_quads(y, x, [&](const Quad& quad) {
             A* to[4];
             A weight[4];
             for (int i = 0; i < 4; i++) {
-                to[i] = quad.pixel[i] < 0 ? nowhere : grad_input + quad.pixel[i] * args.c;
+                to[i] = quad.pixel[i] < 0 || !of_input ? nowhere : grad_input + quad.pixel[i] * channels;
                 weight[i] = quad.pixel[i] < 0 ? 0 : quad.weight[i] * share * modulation;
             }
-            scatter(slice.size(), grad, weight, to);
+            if (of_input) scatter(slice.size(), grad, weight, to);
             if (partial == nullptr) return;
             const T* row[4];
             A dot[4];
@@ -314,13 +324,13 @@ class RoIPooling {
             for (int64_t i = 0; i < slices.count; i++) {
                 for (int j = 0; j < 3; j++) grad[j] += partials[i][(k * bins + bin) * 3 + j];
             }
-            if (args.offset != nullptr) {
-                A* to = static_cast<A*>(args.grad_offset) + 2 * k * bins + bin;
+            if (args.grad_offset.data != nullptr) {
+                A* to = static_cast<A*>(args.grad_offset.data) + 2 * k * bins + bin;
                 to[0] = grad[1] * unit_x;
                 to[bins] = grad[0] * unit_y;
             }
-            if (args.mask != nullptr) {
-                static_cast<A*>(args.grad_mask)[k * bins + bin] = grad[2];
+            if (args.grad_mask.data != nullptr) {
+                static_cast<A*>(args.grad_mask.data)[k * bins + bin] = grad[2];
             }
         }
     }
@@ -328,8 +338,8 @@ class RoIPooling {
     static A finite_or_zero(A value) { return value - value == 0 ? value : 0; }
 
     const DeformRoIPool& args;
-    const int64_t bins;
-    const bool deformed;
+    const int64_t rois, channels, h, w, pooled_h, pooled_w, bins;
+    const bool of_input, of_shift;  // which gradients are wanted
 };
 
 }  // namespace DCN_ISA

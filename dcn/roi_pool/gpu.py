@@ -7,15 +7,17 @@ row and one for its column. A program goes through the cells that its bins touch
 through two for each sample where those are fewer, and reads each pixel once.
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..library import check_roi_pool
-from ..reference import deform_roi_pool as reference
-from ..reference.sampling import compute_dtype, memory_format
-from .tuning import call_kind, index_dtype, launch, tile, tuned
+from ..gpu.launch import call_kind, index_dtype, launch, tile, tuned
+from ..layout import compute_dtype, like
+from . import definition
+from .definition import check_shapes
 
 _KIND = ("call_kind", "c", "bins", "sampling_ratio", "SHIFTED", "MODULATED")
 _jit = triton.jit(do_not_specialize=["call_kind", "images", "h", "w", "sampling_ratio"])
@@ -165,7 +167,7 @@ def forward_kernel(
     tile(8, BLOCK_BINS=64, BLOCK_C=64),
     tile(8, BLOCK_BINS=32, BLOCK_C=128),
     tile(4, BLOCK_BINS=16, BLOCK_C=64),
-    key=_KIND,
+    key=(*_KIND, "OF_INPUT"),
     reset_to_zero=("grad_input",),
 )
 @_jit
@@ -176,10 +178,11 @@ def backward_kernel(
     grad_input, grad_offset, grad_mask,
     call_kind, images, h, w, sampling_ratio,
     c, bins, pooled_h, pooled_w, spatial_scale: tl.float64, gamma: tl.float64,
-    SHIFTED: tl.constexpr, MODULATED: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    SHIFTED: tl.constexpr, MODULATED: tl.constexpr, OF_INPUT: tl.constexpr,
+    OF_OFFSET: tl.constexpr, OF_MASK: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_BINS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_BINS bins of one RoI: adds to grad_input, writes the other two."""
+    """BLOCK_BINS bins of one RoI: adds to grad_input, writes the other two, those wanted."""
     bin_tiles = tl.cdiv(bins, BLOCK_BINS)
     bin = tl.program_id(0) % bin_tiles * BLOCK_BINS + tl.arange(0, BLOCK_BINS)
     roi = (tl.program_id(0) // bin_tiles).to(INDEX)
@@ -213,13 +216,14 @@ def backward_kernel(
                 weight = weight_y * weight_x
                 pixel = (image.to(INDEX) * h + row.to(INDEX)) * w + column.to(INDEX)
                 pointer = (pixel * c)[:, None] + channel[None, :]
-                tl.atomic_add(
-                    grad_input + pointer,
-                    g * (weight * scale)[:, None],
-                    mask=(valid & (weight != 0))[:, None] & c_valid[None, :],
-                    sem="relaxed",
-                )
-                if SHIFTED or MODULATED:
+                if OF_INPUT:
+                    tl.atomic_add(
+                        grad_input + pointer,
+                        g * (weight * scale)[:, None],
+                        mask=(valid & (weight != 0))[:, None] & c_valid[None, :],
+                        sem="relaxed",
+                    )
+                if OF_OFFSET or OF_MASK:
                     read = ((weight_y != 0) | (slope_y != 0)) & ((weight_x != 0) | (slope_x != 0))
                     values = tl.load(
                         x + pointer, mask=(valid & read)[:, None] & c_valid[None, :], other=0.0
@@ -228,10 +232,10 @@ def backward_kernel(
                     grad_scale += dot * weight
                     grad_y += dot * (slope_y * weight_x)
                     grad_x += dot * (weight_y * slope_x)
-    if MODULATED:
+    if OF_MASK:
         to = grad_mask + roi * bins + bin
         tl.store(to, grad_scale.to(grad_mask.dtype.element_ty), mask=valid)
-    if SHIFTED:
+    if OF_OFFSET:
         to = grad_offset + roi * 2 * bins + bin
         reach_y, reach_x = reach
         # An RoI of infinite size sampled nothing: its gradient is zero, not zero times infinity.
@@ -252,17 +256,17 @@ def forward(
     sampling_ratio: int,
     gamma: float,
 ) -> Tensor:
-    """Shapes as in `dcn.deform_roi_pool`, which checks them. No batch index is checked."""
+    """Shapes as in `dcn.deform_roi_pool`. No batch index is checked."""
+    check_shapes(input, rois, offset, mask, output_size)
     out = input.new_empty(rois.shape[0], input.shape[1], *output_size)
-    check_roi_pool(input, rois, offset, mask, out, output_size)
     if out.numel() > 0:
-        a = _arguments(input, rois, offset, mask, out, spatial_scale, sampling_ratio, gamma)
+        call = _Call.of(input, rois, offset, mask, out, spatial_scale, sampling_ratio, gamma)
 
-        def grid(block):
-            tiles = triton.cdiv(a["c"], block["BLOCK_C"])
-            return (len(rois) * triton.cdiv(a["bins"], block["BLOCK_BINS"]) * tiles,)
+        def blocks(block):
+            tiles = triton.cdiv(call.c, block["BLOCK_C"])
+            return (len(rois) * triton.cdiv(call.bins, block["BLOCK_BINS"]) * tiles,)
 
-        launch(forward_kernel, grid, a | dict(out=out))
+        launch(forward_kernel, blocks, vars(call), out=out)
     return out
 
 
@@ -276,66 +280,102 @@ def backward(
     spatial_scale: float,
     sampling_ratio: int,
     gamma: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of input, offset and mask (empty without them). RoIs get none.
+    output_mask: list[bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of input, offset and mask, those that `output_mask` asks for. RoIs get none.
 
     Bins that overlap add to the same pixels in any order, so where the order must be the same every
     time the definition in plain PyTorch runs instead.
     """
     geometry = (spatial_scale, sampling_ratio, gamma)
     if torch.are_deterministic_algorithms_enabled():
-        return reference.backward(grad, input, rois, offset, mask, output_size, *geometry)
-    check_roi_pool(input, rois, offset, mask, grad, output_size)
+        return definition.backward(
+            grad, input, rois, offset, mask, output_size, *geometry, output_mask
+        )
+    check_shapes(input, rois, offset, mask, output_size, grad)
     n, c, h, w = input.shape
-    grad_input = input.new_zeros(n, h, w, c, dtype=compute_dtype(input))
-    grad_offset, grad_mask = (
-        grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in (offset, mask)
-    )
+    of_input, of_offset, of_mask = output_mask
+    grad_input = input.new_zeros(n, h, w, c, dtype=compute_dtype(input)) if of_input else None
+    grad_offset = offset.new_empty(offset.shape) if of_offset else None
+    grad_mask = mask.new_empty(mask.shape) if of_mask else None
     if grad.numel() > 0:
-        a = _arguments(input, rois, offset, mask, grad, *geometry)
-        a |= dict(grad=grad.contiguous(), grad_input=grad_input)
-        a |= dict(grad_offset=grad_offset, grad_mask=grad_mask)
+        call = _Call.of(input, rois, offset, mask, grad, *geometry)
         launch(
             backward_kernel,
-            lambda block: (len(rois) * triton.cdiv(a["bins"], block["BLOCK_BINS"]),),
-            a,
+            lambda block: (len(rois) * triton.cdiv(call.bins, block["BLOCK_BINS"]),),
+            vars(call),
+            grad=grad.contiguous(),
+            grad_input=input.new_empty(0) if grad_input is None else grad_input,
+            grad_offset=grad_offset,
+            grad_mask=grad_mask,
+            OF_INPUT=of_input,
+            OF_OFFSET=of_offset,
+            OF_MASK=of_mask,
         )
-    grad_input = grad_input.permute(0, 3, 1, 2).to(input.dtype)
-    return grad_input.contiguous(memory_format=memory_format(input)), grad_offset, grad_mask
-
-
-def _arguments(
-    input: Tensor,
-    rois: Tensor,
-    offset: Tensor | None,
-    mask: Tensor | None,
-    output: Tensor,
-    spatial_scale: float,
-    sampling_ratio: int,
-    gamma: float,
-) -> dict:
-    """What the kernels take, by name; `output` is the gradient in the backward pass."""
-    n, c, h, w = input.shape
-    pooled_h, pooled_w = output.shape[2:]
-    bins = pooled_h * pooled_w
-    return dict(
-        x=input.contiguous(memory_format=torch.channels_last),
-        rois=rois.contiguous(),
-        offset=None if offset is None else offset.contiguous(),
-        mask=None if mask is None else mask.contiguous(),
-        call_kind=call_kind(input, len(rois)),
-        images=n,
-        h=h,
-        w=w,
-        sampling_ratio=sampling_ratio,
-        c=c,
-        bins=bins,
-        pooled_h=pooled_h,
-        pooled_w=pooled_w,
-        spatial_scale=spatial_scale,
-        gamma=gamma,
-        SHIFTED=offset is not None,
-        MODULATED=mask is not None,
-        ACC=tl.float64 if input.dtype == torch.float64 else tl.float32,
-        INDEX=index_dtype(input, output, rois, offset, mask),
+    return (
+        like(grad_input.permute(0, 3, 1, 2), input) if of_input else None,
+        like(grad_offset, offset) if of_offset else None,
+        like(grad_mask, mask) if of_mask else None,
     )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What both kernels take."""
+
+    x: Tensor
+    rois: Tensor
+    offset: Tensor | None
+    mask: Tensor | None
+    call_kind: int
+    images: int
+    h: int
+    w: int
+    sampling_ratio: int
+    c: int
+    bins: int
+    pooled_h: int
+    pooled_w: int
+    spatial_scale: float
+    gamma: float
+    SHIFTED: bool
+    MODULATED: bool
+    ACC: tl.dtype
+    INDEX: tl.dtype
+
+    @classmethod
+    def of(
+        cls,
+        input: Tensor,
+        rois: Tensor,
+        offset: Tensor | None,
+        mask: Tensor | None,
+        output: Tensor,
+        spatial_scale: float,
+        sampling_ratio: int,
+        gamma: float,
+    ) -> "_Call":
+        """`output` is the gradient in the backward pass."""
+        n, c, h, w = input.shape
+        pooled_h, pooled_w = output.shape[2:]
+        return cls(
+            x=input.contiguous(memory_format=torch.channels_last),
+            rois=rois.contiguous(),
+            offset=None if offset is None else offset.contiguous(),
+            mask=None if mask is None else mask.contiguous(),
+            call_kind=call_kind(input, len(rois)),
+            images=n,
+            h=h,
+            w=w,
+            sampling_ratio=sampling_ratio,
+            c=c,
+            bins=pooled_h * pooled_w,
+            pooled_h=pooled_h,
+            pooled_w=pooled_w,
+            spatial_scale=spatial_scale,
+            gamma=gamma,
+            SHIFTED=offset is not None,
+            MODULATED=mask is not None,
+            ACC=tl.float64 if input.dtype == torch.float64 else tl.float32,
+            INDEX=index_dtype(input, output, rois, offset, mask),
+        )

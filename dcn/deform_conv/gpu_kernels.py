@@ -16,16 +16,25 @@ spans, the longest runs that lie within one group and one deform group.
 import triton
 import triton.language as tl
 
-from .sampling import at, corner_weights, corners, interpolate, load_corners, modulation, unravel
-from .tuning import tile, tuned
+from ..gpu.launch import tile, tuned
+from ..gpu.readers import list_entry, weighted_rows
+from ..gpu.sampling import (
+    SIZES,
+    at,
+    corner_weights,
+    corners,
+    interpolate,
+    load_corners,
+    modulation,
+    unravel,
+)
 
-# What changes from image to image: no kernel is compiled anew for a value of it.
 _jit = triton.jit(
     do_not_specialize=[
-        *("call_kind", "positions", "pixels", "chunk", "h", "w", "out_h", "out_w"),
-        *("offset_n", "offset_c", "offset_y", "offset_x", "mask_n", "mask_c", "mask_y", "mask_x"),
-        *("grad_offset_n", "grad_offset_c", "grad_offset_y", "grad_offset_x"),
-        *("grad_mask_n", "grad_mask_c", "grad_mask_y", "grad_mask_x"),
+        *SIZES,
+        *("call_kind", "chunk"),
+        *("grad_delta_n", "grad_delta_g", "grad_delta_k", "grad_delta_h", "grad_delta_w"),
+        *("grad_mask_n", "grad_mask_g", "grad_mask_k", "grad_mask_h", "grad_mask_w"),
     ]
 )
 _KIND = ("call_kind", "c_in", "c_out", "span", "points", "PRECISION")
@@ -42,18 +51,26 @@ _KIND = ("call_kind", "c_in", "c_out", "span", "points", "PRECISION")
 )
 @_jit
 def forward_kernel(
-    # [N, H, W, C_in]; [N, 2·G·K, H_out, W_out] and [N, G·K, H_out, W_out] of any strides
-    x, offset, mask,
+    # [N, H, W, C_in]; as in `Where`
+    x, delta_y, delta_x, mask,
     # [C_out, K, C_in / groups], [C_out], [N·H_out·W_out, C_out]
     weight, bias, out,
     call_kind, positions, h, w, out_h, out_w,
-    offset_n, offset_c, offset_y, offset_x, mask_n, mask_c, mask_y, mask_x,
-    c_in, c_out, group_in, group_out, span, deform_span, points, kernel_w, geometry,
-    MODULATED: tl.constexpr, BIASED: tl.constexpr, PRECISION: tl.constexpr,
+    delta_n, delta_g, delta_k, delta_h, delta_w, mask_n, mask_g, mask_k, mask_h, mask_w,
+    c_in, c_out, group_in, group_out, span, deform_span, points, kernel,
+    start_y: tl.float64, start_x: tl.float64, step_y: tl.float64, step_x: tl.float64,
+    scale: tl.float64,
+    BY_COLUMN: tl.constexpr, WITHOUT_CENTRE: tl.constexpr, MODULATED: tl.constexpr,
+    BIASED: tl.constexpr, PRECISION: tl.constexpr,
     ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M positions × BLOCK_N output channels of one group."""
+    where = (
+        delta_y, delta_x, (delta_n, delta_g, delta_k, delta_h, delta_w),
+        mask, (mask_n, mask_g, mask_k, mask_h, mask_w),
+        kernel, (start_y, start_x), (step_y, step_x), scale, h, w,
+    )  # fmt: skip
     tiles = tl.cdiv(group_out, BLOCK_N)
     # Programs of the same positions follow each other: they read the same pixels.
     program = tl.program_id(0) % (tiles * (c_out // group_out))
@@ -68,16 +85,13 @@ def forward_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     for first in range(0, group_in, span):
         channel = group * group_in + first
+        deform_group = channel // deform_span
         for k in range(points):
-            point = channel // deform_span * points + k
             pixel, inside, part = corners(
-                offset, (offset_n, offset_c, offset_y, offset_x), place, valid, point,
-                k // kernel_w, k % kernel_w, geometry, h, w, ACC, INDEX,
+                where, place, valid, deform_group, k, BY_COLUMN, WITHOUT_CENTRE, ACC, INDEX,
             )  # fmt: skip
-            scale = modulation(
-                mask, (mask_n, mask_c, mask_y, mask_x), place, valid, point, ACC, MODULATED
-            )
-            weights = corner_weights(part, scale)
+            modulated = modulation(where, place, valid, deform_group, k, ACC, MODULATED)
+            weights = corner_weights(part, modulated)
             for c in range(0, span, BLOCK_K):
                 ci = c + tl.arange(0, BLOCK_K)
                 ci_valid = ci < span
@@ -115,17 +129,21 @@ def forward_kernel(
 def grad_offset_kernel(
     # [N·H_out·W_out, C_out], [N, H, W, C_in]
     grad, x,
-    # [N, 2·G·K, H_out, W_out] and [N, G·K, H_out, W_out] of any strides
-    offset, mask,
+    # as in `Where`
+    delta_y, delta_x, mask,
     # [C_out, K, C_in / groups]
     weight,
-    grad_offset, grad_mask,
+    # as in `Where`, if they are wanted
+    grad_y, grad_x, grad_mask,
     call_kind, positions, h, w, out_h, out_w,
-    offset_n, offset_c, offset_y, offset_x, mask_n, mask_c, mask_y, mask_x,
-    grad_offset_n, grad_offset_c, grad_offset_y, grad_offset_x,
-    grad_mask_n, grad_mask_c, grad_mask_y, grad_mask_x,
-    c_in, c_out, group_in, group_out, span, deform_span, points, kernel_w, geometry,
-    MODULATED: tl.constexpr, PRECISION: tl.constexpr,
+    delta_n, delta_g, delta_k, delta_h, delta_w, mask_n, mask_g, mask_k, mask_h, mask_w,
+    grad_delta_n, grad_delta_g, grad_delta_k, grad_delta_h, grad_delta_w,
+    grad_mask_n, grad_mask_g, grad_mask_k, grad_mask_h, grad_mask_w,
+    c_in, c_out, group_in, group_out, span, deform_span, points, kernel,
+    start_y: tl.float64, start_x: tl.float64, step_y: tl.float64, step_x: tl.float64,
+    scale: tl.float64,
+    BY_COLUMN: tl.constexpr, WITHOUT_CENTRE: tl.constexpr, MODULATED: tl.constexpr,
+    OF_OFFSET: tl.constexpr, OF_MASK: tl.constexpr, PRECISION: tl.constexpr,
     ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -134,19 +152,23 @@ def grad_offset_kernel(
     The gradient of the samples is a GEMM; its dot products with the four corners, by the chain rule
     through the bilinear weights, are the gradients of offset and mask.
     """
+    where = (
+        delta_y, delta_x, (delta_n, delta_g, delta_k, delta_h, delta_w),
+        mask, (mask_n, mask_g, mask_k, mask_h, mask_w),
+        kernel, (start_y, start_x), (step_y, step_x), scale, h, w,
+    )  # fmt: skip
     all_points = c_in // deform_span * points
     point = tl.program_id(0) % all_points
     m = (tl.program_id(0) // all_points).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid, place = m < positions, unravel(m, out_h, out_w)
-    k = point % points
+    deform_group, k = point // points, point % points
     pixel, inside, part = corners(
-        offset, (offset_n, offset_c, offset_y, offset_x), place, valid, point,
-        k // kernel_w, k % kernel_w, geometry, h, w, ACC, INDEX,
+        where, place, valid, deform_group, k, BY_COLUMN, WITHOUT_CENTRE, ACC, INDEX,
     )  # fmt: skip
 
     dot_tl = tl.zeros((BLOCK_M,), ACC)
     dot_tr, dot_bl, dot_br = dot_tl, dot_tl, dot_tl
-    first_channel = point // points * deform_span
+    first_channel = deform_group * deform_span
     for first in range(first_channel, first_channel + deform_span, span):
         group = first // group_in
         for c in range(0, span, BLOCK_N):
@@ -179,17 +201,20 @@ def grad_offset_kernel(
             dot_br += tl.sum(values[3].to(ACC) * grad_samples, 1)
 
     y, x_ = part
-    scale = modulation(mask, (mask_n, mask_c, mask_y, mask_x), place, valid, point, ACC, MODULATED)
-    grad_y = ((1 - x_) * (dot_bl - dot_tl) + x_ * (dot_br - dot_tr)) * scale
-    grad_x = ((1 - y) * (dot_tr - dot_tl) + y * (dot_br - dot_bl)) * scale
-    to = grad_offset + at(
-        place, 2 * point, (grad_offset_n, grad_offset_c, grad_offset_y, grad_offset_x)
-    )
-    tl.store(to, grad_y.to(grad_offset.dtype.element_ty), mask=valid)
-    tl.store(to + grad_offset_c, grad_x.to(grad_offset.dtype.element_ty), mask=valid)
-    if MODULATED:
+    modulated = modulation(where, place, valid, deform_group, k, ACC, MODULATED)
+    if OF_OFFSET:
+        strides = (grad_delta_n, grad_delta_g, grad_delta_k, grad_delta_h, grad_delta_w)
+        element = at(place, deform_group, k, strides)
+        value = ((1 - x_) * (dot_bl - dot_tl) + x_ * (dot_br - dot_tr)) * modulated
+        value *= tl.cast(scale, ACC)
+        tl.store(grad_y + element, value.to(grad_y.dtype.element_ty), mask=valid)
+        value = ((1 - y) * (dot_tr - dot_tl) + y * (dot_br - dot_bl)) * modulated
+        value *= tl.cast(scale, ACC)
+        tl.store(grad_x + element, value.to(grad_x.dtype.element_ty), mask=valid)
+    if OF_MASK:
+        strides = (grad_mask_n, grad_mask_g, grad_mask_k, grad_mask_h, grad_mask_w)
         value = (1 - y) * ((1 - x_) * dot_tl + x_ * dot_tr) + y * ((1 - x_) * dot_bl + x_ * dot_br)
-        to = grad_mask + at(place, point, (grad_mask_n, grad_mask_c, grad_mask_y, grad_mask_x))
+        to = grad_mask + at(place, deform_group, k, strides)
         tl.store(to, value.to(grad_mask.dtype.element_ty), mask=valid)
 
 
@@ -206,18 +231,26 @@ def grad_offset_kernel(
 def grad_weight_kernel(
     # [N·H_out·W_out, C_out], [N, H, W, C_in]
     grad, x,
-    # [N, 2·G·K, H_out, W_out] and [N, G·K, H_out, W_out] of any strides
-    offset, mask,
+    # as in `Where`
+    delta_y, delta_x, mask,
     # [splits, C_out, K, C_in / groups]
     grad_weight,
     call_kind, positions, chunk, h, w, out_h, out_w,
-    offset_n, offset_c, offset_y, offset_x, mask_n, mask_c, mask_y, mask_x,
-    c_in, c_out, group_in, group_out, span, deform_span, points, kernel_w, geometry,
-    MODULATED: tl.constexpr, PRECISION: tl.constexpr,
+    delta_n, delta_g, delta_k, delta_h, delta_w, mask_n, mask_g, mask_k, mask_h, mask_w,
+    c_in, c_out, group_in, group_out, span, deform_span, points, kernel,
+    start_y: tl.float64, start_x: tl.float64, step_y: tl.float64, step_x: tl.float64,
+    scale: tl.float64,
+    BY_COLUMN: tl.constexpr, WITHOUT_CENTRE: tl.constexpr, MODULATED: tl.constexpr,
+    PRECISION: tl.constexpr,
     ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_K input × BLOCK_N output channels of one kernel point, over `chunk` positions."""
+    where = (
+        delta_y, delta_x, (delta_n, delta_g, delta_k, delta_h, delta_w),
+        mask, (mask_n, mask_g, mask_k, mask_h, mask_w),
+        kernel, (start_y, start_x), (step_y, step_x), scale, h, w,
+    )  # fmt: skip
     in_tiles, out_tiles = tl.cdiv(span, BLOCK_K), tl.cdiv(group_out, BLOCK_N)
     program = tl.program_id(0)
     o, program = program % out_tiles * BLOCK_N, program // out_tiles
@@ -225,7 +258,7 @@ def grad_weight_kernel(
     k, program = program % points, program // points
     first, split = program % (c_in // span) * span, program // (c_in // span)
     group = first // group_in
-    point = first // deform_span * points + k
+    deform_group = first // deform_span
     ci = c + tl.arange(0, BLOCK_K)
     co = o + tl.arange(0, BLOCK_N)
     ci_valid, co_valid = ci < span, co < group_out
@@ -239,14 +272,11 @@ def grad_weight_kernel(
         m = i + tl.arange(0, BLOCK_M)
         valid, place = m < stop, unravel(m, out_h, out_w)
         pixel, inside, part = corners(
-            offset, (offset_n, offset_c, offset_y, offset_x), place, valid, point,
-            k // kernel_w, k % kernel_w, geometry, h, w, ACC, INDEX,
+            where, place, valid, deform_group, k, BY_COLUMN, WITHOUT_CENTRE, ACC, INDEX,
         )  # fmt: skip
-        scale = modulation(
-            mask, (mask_n, mask_c, mask_y, mask_x), place, valid, point, ACC, MODULATED
-        )
+        modulated = modulation(where, place, valid, deform_group, k, ACC, MODULATED)
         samples = interpolate(
-            x, pixel, inside, corner_weights(part, scale), w, c_in, ci, ci_valid, ACC
+            x, pixel, inside, corner_weights(part, modulated), w, c_in, ci, ci_valid, ACC
         )
         g = tl.load(
             grad + m[:, None] * c_out + co[None, :],
@@ -263,70 +293,6 @@ def grad_weight_kernel(
         acc.to(grad_weight.dtype.element_ty),
         mask=co_valid[:, None] & ci_valid[None, :],
     )
-
-
-@_jit
-def list_samples_kernel(
-    # [N, 2·G·K, H_out, W_out] and [N, G·K, H_out, W_out] of any strides
-    offset, mask,
-    # [G·K, 1 + N·H·W]: a zero and the lengths of a kernel point's lists; their sums up to there
-    counts, ends,
-    # [4, G·K, N·H_out·W_out], if SORTED: the list of each corner of each sample; its entry
-    lists, slots,
-    # [G·K, 4·N·H_out·W_out]: positions that read a pixel, list after list, and with what weight
-    list_position, list_weight,
-    positions, pixels, h, w, out_h, out_w,
-    offset_n, offset_c, offset_y, offset_x, mask_n, mask_c, mask_y, mask_x,
-    all_points, points, kernel_w, geometry,
-    FILL: tl.constexpr, SORTED: tl.constexpr, MODULATED: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
-    """Counts, or fills, the list of every pixel and kernel point."""
-    point = tl.program_id(0) % all_points
-    m = (tl.program_id(0) // all_points).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
-    valid, place = m < positions, unravel(m, out_h, out_w)
-    k = point % points
-    pixel, inside, part = corners(
-        offset, (offset_n, offset_c, offset_y, offset_x), place, valid, point,
-        k // kernel_w, k % kernel_w, geometry, h, w, ACC, INDEX,
-    )  # fmt: skip
-    scale = modulation(mask, (mask_n, mask_c, mask_y, mask_x), place, valid, point, ACC, MODULATED)
-    weights = corner_weights(part, scale)
-    row = point.to(INDEX) * (pixels + 1)
-    for i in tl.static_range(4):
-        # A corner of no weight is left out: where an offset is zero, three of the four.
-        reads = inside[i] & (weights[i] != 0)
-        key = row + pixel + i // 2 * w + i % 2
-        sample = (point.to(INDEX) + i * all_points) * positions + m
-        if FILL:
-            if SORTED:
-                slot = tl.load(slots + sample, mask=reads, other=0)
-            else:
-                left = tl.atomic_add(counts + key + 1, -1, mask=reads, sem="relaxed")
-                slot = tl.load(ends + key + 1, mask=reads, other=0) - tl.load(ends + row) - left
-                slot += point.to(INDEX) * 4 * positions
-            tl.store(list_position + slot, m.to(tl.int32), mask=reads)
-            tl.store(list_weight + slot, weights[i], mask=reads)
-        else:
-            tl.atomic_add(counts + key + 1, 1, mask=reads, sem="relaxed")
-            if SORTED:
-                tl.store(lists + sample, tl.where(reads, key, row + pixels), mask=valid)
-
-
-@triton.jit
-def list_entry(lists, i, length, c_out, INDEX: tl.constexpr):
-    """Entry i of lists: whether there is one, where the position's row starts, its weight."""
-    there = i < length
-    m = tl.load(lists[0] + i, mask=there, other=0)
-    return there, m.to(INDEX) * c_out, tl.load(lists[1] + i, mask=there, other=0.0)
-
-
-@triton.jit
-def weighted_rows(grad, entry, co, co_valid, ACC: tl.constexpr):
-    there, row, weight = entry
-    mask = there[:, None] & co_valid[None, :]
-    values = tl.load(grad + row[:, None] + co[None, :], mask=mask, other=0.0)
-    return values.to(ACC) * weight[:, None]
 
 
 @tuned(

@@ -8,8 +8,9 @@
 // again, and a second product adds them to the weight's gradient.
 #pragma once
 
+#include "grid.h"
 #include "matmul.h"
-#include "sampling.h"
+#include "slices.h"
 
 namespace dcn {
 namespace DCN_ISA {
@@ -21,25 +22,28 @@ class Convolution {
 
     explicit Convolution(const DeformConv2d& args)
         : args(args),
-          points(args.kh * args.kw),
-          positions(args.n * args.out_h * args.out_w),
-          group_in(args.c_in / args.groups),
-          group_out(args.c_out / args.groups),
-          deform_in(args.c_in / args.deform_groups),
+          grid(args.grid, args.deltas, args.input.size[2], args.input.size[3]),
+          points(grid.points),
+          c_in(args.input.size[1]),
+          group_in(args.weight.size[1]),
+          groups(c_in / group_in),
+          group_out(args.output.size[1] / groups),
+          deform_in(c_in / grid.groups),
           width(panel_width<A>(group_out)),
-          padded_out(round_up(group_out, width)) {}
+          padded_out(round_up(group_out, width)),
+          image_size(args.input.size[2] * args.input.size[3] * c_in) {}
 
     void forward() const {
-        const int64_t blocks = ceil_div(points * args.c_in, most(kForwardDepth, args.c_in));
+        const int64_t blocks = ceil_div(points * c_in, most(kForwardDepth, c_in));
         const int64_t block = ceil_div(points, blocks);  // kernel points at a time
-        const int64_t panels = args.groups * (padded_out / width);
-        const int64_t sample_row = block * args.c_in + kPad;
-        const int64_t sum_row = args.groups * padded_out + kPad;
+        const int64_t panels = groups * (padded_out / width);
+        const int64_t sample_row = block * c_in + kPad;
+        const int64_t sum_row = groups * padded_out + kPad;
 
         const Buffers<A> packed(panels, points * group_in * width);
         const Buffers<A> samples(args.threads, kForwardTile * sample_row);
         const Buffers<A> sums(args.threads, kForwardTile * sum_row);
-        const Buffers<T> outside(1, args.c_in);
+        const Buffers<T> outside(1, c_in);
 
 #pragma omp parallel num_threads(args.threads)
         {
@@ -55,18 +59,18 @@ class Convolution {
             A* const sample = samples[omp_get_thread_num()];
             A* const sum = sums[omp_get_thread_num()];
 #pragma omp for schedule(dynamic)
-            for (int64_t q = 0; q < positions; q += kForwardTile) {
-                const int64_t rows = least(kForwardTile, positions - q);
+            for (int64_t q = 0; q < grid.positions; q += kForwardTile) {
+                const int64_t rows = least(kForwardTile, grid.positions - q);
                 for (int64_t p0 = 0; p0 < points; p0 += block) {
                     const int64_t p1 = least(p0 + block, points);
                     for (int64_t m = 0; m < rows; m++) {
-                        gather_samples(position(q + m), p0, p1, outside[0],
+                        gather_samples(grid.position(q + m), p0, p1, outside[0],
                                        sample + m * sample_row);
                     }
                     for (int64_t i = 0; i < panels; i++) {
                         const int64_t group = i * width / padded_out;
                         multiply_panel(rows, width, p1 - p0, group_in, sample + group * group_in,
-                                       sample_row, args.c_in, packed[i] + p0 * group_in * width,
+                                       sample_row, c_in, packed[i] + p0 * group_in * width,
                                        p0 > 0, sum + i * width, sum_row);
                     }
                 }
@@ -76,8 +80,9 @@ class Convolution {
     }
 
     void backward() const {
-        const Slices<A> slices(args.c_in, args.threads);
-        const int64_t slice_groups = least(args.groups, (slices.size - 2) / group_in + 2);
+        const bool of_weight = args.grad_weight.data != nullptr;
+        const Slices<A> slices(c_in, args.threads);
+        const int64_t slice_groups = least(groups, (slices.size - 2) / group_in + 2);
         // As many kernel points at a time as keep weights and their gradient in the cache.
         const int64_t most_points = most(1, kBackwardWeights / (slices.size * padded_out));
         const int64_t block = ceil_div(points, ceil_div(points, most_points));
@@ -85,9 +90,9 @@ class Convolution {
         const int64_t sample_row = block * slices.size + kPad + 2 * kLanes<A>;
         // What a slice has of a position's gradients of y, x and mask.
         const int64_t partial =
-            least(args.deform_groups, (slices.size - 2) / deform_in + 2) * points * 3;
+            least(grid.groups, (slices.size - 2) / deform_in + 2) * points * 3;
         const int64_t budget = args.threads * kPartials / (slices.count * partial);
-        const int64_t chunk = least(positions, round_up(most(budget, 1), kBackwardTile));
+        const int64_t chunk = least(grid.positions, round_up(most(budget, 1), kBackwardTile));
 
         const Buffers<A> grads(args.threads, kBackwardTile * grad_row);
         const Buffers<A> samples(args.threads, kBackwardTile * sample_row);
@@ -96,12 +101,12 @@ class Convolution {
                                     round_up(least(slices.size, group_in), 2 * kLanes<A>));
         const Buffers<A> weights(args.threads, block * slices.size * padded_out);
         const Buffers<A> partials(slices.count, chunk * partial);
-        const Buffers<T> outside(1, args.c_in);
-        const Buffers<A> nowhere(args.threads, args.c_in);
+        const Buffers<T> outside(1, c_in);
+        const Buffers<A> nowhere(args.threads, c_in);
 
 #pragma omp parallel num_threads(args.threads)
-        for (int64_t first = 0; first < positions; first += chunk) {
-            const int64_t last = least(first + chunk, positions);
+        for (int64_t first = 0; first < grid.positions; first += chunk) {
+            const int64_t last = least(first + chunk, grid.positions);
             const int thread = omp_get_thread_num();
 #pragma omp for schedule(dynamic)
             for (int64_t i = 0; i < slices.count; i++) {
@@ -116,19 +121,21 @@ class Convolution {
                         grad_samples(at, rows, grads[thread], grad_row, packed[thread],
                                      samples[thread], sample_row);
                         for (int64_t m = 0; m < rows; m++) {
-                            spread_samples(at, position(q + m), outside[0], nowhere[thread],
+                            spread_samples(at, grid.position(q + m), outside[0], nowhere[thread],
                                            samples[thread] + m * sample_row,
                                            partials[i] + (q + m - first) * partial);
                         }
-                        grad_weights(at, rows, grads[thread], grad_row, samples[thread],
-                                     sample_row, weights[thread]);
+                        if (of_weight) {
+                            grad_weights(at, rows, grads[thread], grad_row, samples[thread],
+                                         sample_row, weights[thread]);
+                        }
                     }
-                    write_grad_weight(at, weights[thread]);
+                    if (of_weight) write_grad_weight(at, weights[thread]);
                 }
             }
 #pragma omp for
             for (int64_t q = first; q < last; q++) {
-                write_grad_offset(position(q), slices, partials, (q - first) * partial);
+                write_grad_deltas(grid.position(q), slices, partials, (q - first) * partial);
             }
         }
     }
@@ -140,9 +147,7 @@ class Convolution {
     static constexpr int64_t kBackwardWeights = 64 * 1024;
     static constexpr int64_t kPartials = 512 * 1024;
 
-    struct Position {
-        int64_t image, y, x;
-    };
+    using Position = typename SampleGrid<A>::Position;
 
     // Kernel points [p0, p1) and a slice of input channels.
     struct Block {
@@ -151,45 +156,26 @@ class Convolution {
     };
 
     template <typename Data>
-    static Data* data(void* pointer) {
-        return static_cast<Data*>(pointer);
-    }
-    template <typename Data>
-    static const Data* data(const void* pointer) {
-        return static_cast<const Data*>(pointer);
+    static Data* data(const Tensor& tensor) {
+        return static_cast<Data*>(tensor.data);
     }
 
-    Position position(int64_t q) const {
-        const int64_t row = q / args.out_w;
-        return {row / args.out_h, row % args.out_h, q % args.out_w};
-    }
-
-    static int64_t element(Position at, int64_t channel, const int64_t stride[4]) {
-        return at.image * stride[0] + channel * stride[1] + at.y * stride[2] + at.x * stride[3];
-    }
-
-    // Where kernel point p of deform group g samples, and its modulation; false where it reads zero.
-    bool locate(Position at, int64_t p, int64_t g, Corners<A>& corners, A& modulation) const {
-        const A* delta =
-            data<A>(args.offset) + element(at, 2 * (g * points + p), args.offset_stride);
-        const int64_t y = at.y * args.stride[0] - args.padding[0] + p / args.kw * args.dilation[0];
-        const int64_t x = at.x * args.stride[1] - args.padding[1] + p % args.kw * args.dilation[1];
-        modulation = 1;
-        if (args.mask != nullptr) {
-            modulation = data<A>(args.mask)[element(at, g * points + p, args.mask_stride)];
-        }
-        return corners.locate(static_cast<A>(y) + delta[0],
-                              static_cast<A>(x) + delta[args.offset_stride[1]], args.h, args.w);
+    // Of the output, or its gradient.
+    T* output(const Position& at, int64_t channel) const {
+        const int64_t* stride = args.output.stride;
+        return data<T>(args.output) + at.image * stride[0] + channel * stride[1] +
+               at.row * stride[2] + at.column * stride[3];
     }
 
     // The samples of one position: [point][channel].
-    void gather_samples(Position at, int64_t p0, int64_t p1, const T* outside, A* to) const {
-        const T* image = data<T>(args.input) + at.image * args.h * args.w * args.c_in;
+    void gather_samples(const Position& at, int64_t p0, int64_t p1, const T* outside,
+                        A* to) const {
+        const T* image = data<T>(args.input) + at.image * image_size;
         for (int64_t p = p0; p < p1; p++) {
-            for (int64_t g = 0; g < args.deform_groups; g++, to += deform_in) {
+            for (int64_t g = 0; g < grid.groups; g++, to += deform_in) {
                 Corners<A> corners;
                 A modulation;
-                if (!locate(at, p, g, corners, modulation)) {
+                if (!grid.locate(at, g, p, corners, modulation)) {
                     std::memset(to, 0, deform_in * sizeof(A));
                     continue;
                 }
@@ -197,7 +183,7 @@ class Convolution {
                 A weight[4];
                 for (int i = 0; i < 4; i++) {
                     const int64_t pixel = corners.pixel[i];
-                    row[i] = pixel < 0 ? outside : image + pixel * args.c_in + g * deform_in;
+                    row[i] = pixel < 0 ? outside : image + pixel * c_in + g * deform_in;
                     weight[i] = corners.weight[i] * modulation;
                 }
                 gather<false>(deform_in, row, weight, to);
@@ -207,18 +193,17 @@ class Convolution {
 
     void write_output(int64_t q, int64_t rows, A* sum, int64_t sum_row) const {
         T* image[kForwardTile];
-        for (int64_t m = 0; m < rows; m++) {
-            image[m] = data<T>(args.output) + element(position(q + m), 0, args.output_stride);
-        }
-        for (int64_t g = 0; g < args.groups; g++, sum += padded_out) {
-            if (args.bias != nullptr) {
+        for (int64_t m = 0; m < rows; m++) image[m] = output(grid.position(q + m), 0);
+        const int64_t stride = args.output.stride[1];
+        for (int64_t g = 0; g < groups; g++, sum += padded_out) {
+            if (args.bias.data != nullptr) {
                 const A* bias = data<A>(args.bias) + g * group_out;
                 for (int64_t m = 0; m < rows; m++) {
                     for (int64_t o = 0; o < group_out; o++) sum[m * sum_row + o] += bias[o];
                 }
             }
-            store_rows(rows, group_out, sum, sum_row, image, args.output_stride[1]);
-            for (int64_t m = 0; m < rows; m++) image[m] += group_out * args.output_stride[1];
+            store_rows(rows, group_out, sum, sum_row, image, stride);
+            for (int64_t m = 0; m < rows; m++) image[m] += group_out * stride;
         }
     }
 
@@ -246,13 +231,13 @@ class Convolution {
 
     // The output's gradient in the groups of the slice, each padded to whole panels.
     void read_grad(const Block& at, int64_t q, int64_t rows, A* to, int64_t to_row) const {
-        T* image[kBackwardTile];
+        T* first[kBackwardTile];
+        for (int64_t m = 0; m < rows; m++) first[m] = output(grid.position(q + m), 0);
+        const int64_t stride = args.output.stride[1];
         for_groups(at.slice, [&](int64_t g, Range) {
-            for (int64_t m = 0; m < rows; m++) {
-                image[m] = data<T>(args.output) +
-                           element(position(q + m), g * group_out, args.output_stride);
-            }
-            load_rows(rows, group_out, image, args.output_stride[1], to, to_row);
+            T* image[kBackwardTile];
+            for (int64_t m = 0; m < rows; m++) image[m] = first[m] + g * group_out * stride;
+            load_rows(rows, group_out, image, stride, to, to_row);
             to += padded_out;
         });
     }
@@ -277,19 +262,20 @@ class Convolution {
 
     // Of one position: adds to the input's gradient, replaces the samples' gradients by the samples,
     // and writes the slice's part of the gradients of y, x and the mask.
-    void spread_samples(const Block& at, Position position, const T* outside, A* nowhere,
+    void spread_samples(const Block& block, const Position& at, const T* outside, A* nowhere,
                         A* samples, A* partial) const {
-        const int64_t image = position.image * args.h * args.w * args.c_in;
-        const int64_t first = at.slice.begin / deform_in;
-        for (int64_t p = at.p0; p < at.p1; p++) {
-            for (int64_t g = first; g * deform_in < at.slice.end; g++) {
-                const Range part = at.slice.cut({g * deform_in, (g + 1) * deform_in});
+        const int64_t image = at.image * image_size;
+        const int64_t first = block.slice.begin / deform_in;
+        const bool of_input = args.grad_input.data != nullptr;
+        for (int64_t p = block.p0; p < block.p1; p++) {
+            for (int64_t g = first; g * deform_in < block.slice.end; g++) {
+                const Range part = block.slice.cut({g * deform_in, (g + 1) * deform_in});
                 A* const grad = partial + ((g - first) * points + p) * 3;
                 A* const sample = samples;
                 samples += part.size();
                 Corners<A> corners;
                 A modulation;
-                if (!locate(position, p, g, corners, modulation)) {
+                if (!grid.locate(at, g, p, corners, modulation)) {
                     grad[0] = grad[1] = grad[2] = 0;
                     std::memset(sample, 0, part.size() * sizeof(A));
                     continue;
@@ -299,20 +285,16 @@ class Convolution {
                 A weight[4], dot[4];
                 for (int i = 0; i < 4; i++) {
                     const int64_t pixel = corners.pixel[i];
-                    const int64_t at_pixel = image + pixel * args.c_in + part.begin;
+                    const int64_t at_pixel = image + pixel * c_in + part.begin;
+                    const bool spread = of_input && pixel >= 0;
                     row[i] = pixel < 0 ? outside : data<T>(args.input) + at_pixel;
-                    grad_row[i] = pixel < 0 ? nowhere : data<A>(args.grad_input) + at_pixel;
+                    grad_row[i] = spread ? data<A>(args.grad_input) + at_pixel : nowhere;
                     weight[i] = corners.weight[i] * modulation;
                 }
-                scatter(part.size(), sample, weight, grad_row);
+                if (of_input) scatter(part.size(), sample, weight, grad_row);
                 dots(part.size(), sample, row, dot);
                 gather<false>(part.size(), row, weight, sample);
-                grad[0] = modulation * ((dot[2] - dot[0]) * (1 - corners.part_x) +
-                                        (dot[3] - dot[1]) * corners.part_x);
-                grad[1] = modulation * ((dot[1] - dot[0]) * (1 - corners.part_y) +
-                                        (dot[3] - dot[2]) * corners.part_y);
-                grad[2] = corners.weight[0] * dot[0] + corners.weight[1] * dot[1] +
-                          corners.weight[2] * dot[2] + corners.weight[3] * dot[3];
+                corners.gradients(dot, modulation, grad);
             }
         }
     }
@@ -355,9 +337,9 @@ class Convolution {
     }
 
     // Sums what the slices have of the gradients of offset and mask.
-    void write_grad_offset(Position at, const Slices<A>& slices, const Buffers<A>& partials,
+    void write_grad_deltas(const Position& at, const Slices<A>& slices, const Buffers<A>& partials,
                            int64_t first) const {
-        for (int64_t g = 0; g < args.deform_groups; g++) {
+        for (int64_t g = 0; g < grid.groups; g++) {
             const int64_t slice = g * deform_in / slices.size;
             const int64_t last_slice = ((g + 1) * deform_in - 1) / slices.size;
             for (int64_t p = 0; p < points; p++) {
@@ -367,22 +349,17 @@ class Convolution {
                     const int64_t sample = (g - first_group) * points + p;
                     for (int j = 0; j < 3; j++) grad[j] += partials[i][first + sample * 3 + j];
                 }
-                A* to = data<A>(args.grad_offset) +
-                        element(at, 2 * (g * points + p), args.grad_offset_stride);
-                to[0] = grad[0];
-                to[args.grad_offset_stride[1]] = grad[1];
-                if (args.mask != nullptr) {
-                    data<A>(args.grad_mask)[element(at, g * points + p, args.grad_mask_stride)] =
-                        grad[2];
-                }
+                grid.store(args.grad_deltas, at, g, p, grad);
             }
         }
     }
 
     const DeformConv2d& args;
-    const int64_t points, positions, group_in, group_out, deform_in;
+    const SampleGrid<A> grid;
+    const int64_t points, c_in, group_in, groups, group_out, deform_in;
     const int64_t width;       // of a panel of output channels
     const int64_t padded_out;  // output channels of a group, in whole panels
+    const int64_t image_size;
 };
 
 }  // namespace DCN_ISA

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import dcn
-from dcn.reference import deform_conv as reference_conv
+from dcn.deform_conv import definition as reference_conv
+from dcn.registration import OPERATORS
 from tests.dcn import interpreter
 from tests.dcn.definition import (
     assert_conv_is_its_definition,
@@ -20,10 +21,12 @@ from tests.dcn.definition import (
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 tl = triton.language
-deform_conv, deform_roi_pool, tuning = (
-    importlib.import_module(f"dcn.triton.{name}")
-    for name in ("deform_conv", "deform_roi_pool", "tuning")
+deform_conv, deform_roi_pool, launching, readers = (
+    importlib.import_module(f"dcn.{name}")
+    for name in ("deform_conv.gpu", "roi_pool.gpu", "gpu.launch", "gpu.readers")
 )
+conv_forward, conv_backward = dcn.gpu.kernels(OPERATORS["deform_conv2d"])
+pool_forward, pool_backward = dcn.gpu.kernels(OPERATORS["deform_roi_pool"])
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -42,7 +45,7 @@ def prepared_interpreter():
 
 @pytest.fixture
 def timed_tile_sizes(monkeypatch):
-    monkeypatch.setattr(tuning, "_chosen", {})
+    monkeypatch.setattr(launching, "_chosen", {})
 
 
 @triton.jit
@@ -127,18 +130,13 @@ def run_conv(case):
         tensors[k] for k in ("input", "offset", "weight", "bias", "mask")
     )
     geometry = [list((CONV | case)[k]) for k in ("stride", "padding", "dilation")]
-    out = dcn.triton.operator("deform_conv2d")(x, offset, weight, bias, mask, *geometry)
-    backward = dcn.triton.operator("deform_conv2d_backward")
-    grads = dict(
-        zip(
-            ("input", "offset", "weight", "mask"),
-            backward(grad, x, offset, weight, mask, *geometry),
-            strict=True,
-        )
-    )
-    if mask is None:
-        assert grads.pop("mask").numel() == 0
-    return tensors, grad, out, grads
+    out = conv_forward(x, offset, weight, bias, mask, *geometry)
+    wanted = [True, True, True, bias is not None, mask is not None]
+    grads = conv_backward(grad, x, offset, weight, bias, mask, *geometry, wanted)
+    assert [g is not None for g in grads] == wanted
+    names = ("input", "offset", "weight", "bias", "mask")
+    found = {name: g for name, g in zip(names, grads, strict=True) if g is not None}
+    return tensors, grad, out, found
 
 
 def check_conv(case):
@@ -175,9 +173,9 @@ def test_deform_conv2d_with_offsets_of_zero():
     tensors = on_device(tensors | dict(offset=torch.zeros_like(tensors["offset"])))
     grad = grad.to(DEVICE)
     geometry = ([1, 1], [1, 1], [1, 1])
-    arguments = [tensors[k] for k in ("input", "offset", "weight", "mask")]
-    actual = deform_conv.backward(grad, *arguments, *geometry)
-    expected = reference_conv.backward(grad, *arguments, *geometry)
+    arguments = [tensors[k] for k in ("input", "offset", "weight", "bias", "mask")]
+    actual = deform_conv.backward(grad, *arguments, *geometry, [True] * 5)
+    expected = reference_conv.backward(grad, *arguments, *geometry, [True] * 5)
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e)
 
@@ -190,8 +188,9 @@ def test_every_sample_at_one_pixel():
     weight = torch.randn(2, 3, 1, 1, dtype=torch.float64, device=DEVICE)
     grad = torch.randn(1, 2, 4, 5, dtype=torch.float64, device=DEVICE)
     geometry = ([1, 1], [0, 0], [1, 1])
-    actual = deform_conv.backward(grad, x, offset, weight, None, *geometry)
-    expected = reference_conv.backward(grad, x, offset, weight, None, *geometry)
+    arguments = (grad, x, offset, weight, None, None, *geometry, [True] * 3 + [False] * 2)
+    actual = deform_conv.backward(*arguments)
+    expected = reference_conv.backward(*arguments)
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e)
 
@@ -202,10 +201,10 @@ def test_weight_gradient_in_splits(monkeypatch):
     shapes = []
     launch = deform_conv.launch
 
-    def recorded(kernel, grid, arguments):
+    def recorded(kernel, grid, arguments, **more):
         if kernel is deform_conv.grad_weight_kernel:
-            shapes.append(arguments["grad_weight"].shape)
-        launch(kernel, grid, arguments)
+            shapes.append(more["grad_weight"].shape)
+        launch(kernel, grid, arguments, **more)
 
     monkeypatch.setattr(deform_conv, "launch", recorded)
     check_conv(dict(n=3, size=(5, 7), groups=2, dtype=torch.bfloat16))
@@ -217,14 +216,14 @@ def lists_of(case, monkeypatch):
     seen = {}
     launch = deform_conv.launch
 
-    def recorded(kernel, grid, arguments):
+    def recorded(kernel, grid, arguments, **more):
         if kernel is deform_conv.grad_input_kernel:
-            seen.update(arguments)
-        launch(kernel, grid, arguments)
+            seen.update(arguments | more)
+        launch(kernel, grid, arguments, **more)
 
     monkeypatch.setattr(deform_conv, "launch", recorded)
     check_conv(case)
-    points = seen["all_points"]
+    points = seen["points"] * seen["deform_groups"]
     ends = seen["ends"].view(points, -1)
     ends, entries = (ends - ends[:, :1]).tolist(), seen["list_position"].view(points, -1).tolist()
     return [
@@ -238,7 +237,7 @@ def lists_of(case, monkeypatch):
 def test_deterministic_lists_are_in_order(dtype, monkeypatch):
     """Corner by corner, those of each in the order of the positions."""
     # So that several programs add to a list: in order of the programs, not of the corners.
-    monkeypatch.setattr(deform_conv, "LIST_BLOCK", 32)
+    monkeypatch.setattr(readers, "LIST_BLOCK", 32)
     case = dict(dtype=dtype, size=(3, 3), kernel=(2, 2), padding=(3, 3), deform_groups=2)
     unordered = lists_of(case, monkeypatch)
     torch.use_deterministic_algorithms(True)
@@ -265,17 +264,17 @@ def test_a_bias_of_any_stride():
 
 def test_slices_of_something_large_take_64_bit_indices():
     base = torch.empty(2**31 + 4, dtype=torch.bfloat16, device="meta")
-    assert tuning.index_dtype(base[:8], None) is tl.int32
-    assert tuning.index_dtype(base[:8], base.as_strided((3, 2), (2**30, 1))) is tl.int64
-    assert tuning.index_dtype(base[:1].expand(2**31)) is tl.int64  # a copy has them all
-    assert tuning.index_dtype(base[1:0]) is tl.int32
+    assert launching.index_dtype(base[:8], None) is tl.int32
+    assert launching.index_dtype(base[:8], base.as_strided((3, 2), (2**30, 1))) is tl.int64
+    assert launching.index_dtype(base[:1].expand(2**31)) is tl.int64  # a copy has them all
+    assert launching.index_dtype(base[1:0]) is tl.int32
 
 
 def test_no_output_channel_is_an_error():
     x, offset = torch.zeros(1, 4, 5, 5, device=DEVICE), torch.zeros(1, 18, 5, 5, device=DEVICE)
     weight, grad = (torch.zeros(0, 4, 3, 3, device=DEVICE), torch.zeros(1, 0, 5, 5, device=DEVICE))
     with pytest.raises(ValueError, match="weight"):
-        deform_conv.backward(grad, x, offset, weight, None, [1, 1], [1, 1], [1, 1])
+        deform_conv.backward(grad, x, offset, weight, None, None, *[[1, 1]] * 3, [True] * 5)
 
 
 @pytest.mark.usefixtures("deterministic")
@@ -320,8 +319,10 @@ def check_pool(case):
     tensors, grad = on_device(tensors), grad.to(DEVICE)
     arguments = [tensors[k] for k in ("input", "rois", "offset", "mask")]
     geometry = (list(case["output_size"]), 0.5, case["sampling_ratio"], 0.25)
-    out = dcn.triton.operator("deform_roi_pool")(*arguments, *geometry)
-    grads = dcn.triton.operator("deform_roi_pool_backward")(grad, *arguments, *geometry)
+    out = pool_forward(*arguments, *geometry)
+    wanted = [True, case["offset"], case["mask"]]
+    grads = pool_backward(grad, *arguments, *geometry, wanted)
+    assert [g is not None for g in grads] == wanted
     grads = dict(zip(("input", "offset", "mask"), grads, strict=True))
     assert_pool_is_its_definition(tensors, grad, out, grads, geometry, case)
 
@@ -357,9 +358,9 @@ def test_an_roi_of_no_image_pools_nan(index):
     out = deform_roi_pool.forward(*arguments)
     assert out[0].isfinite().all()
     assert out[1].isnan().all()
-    grads = deform_roi_pool.backward(torch.ones_like(out), *arguments)
+    grads = deform_roi_pool.backward(torch.ones_like(out), *arguments, [True] * 3)
     alone = deform_roi_pool.backward(
-        torch.ones_like(out[:1]), x, rois[:1], offset[:1], mask[:1], *arguments[4:]
+        torch.ones_like(out[:1]), x, rois[:1], offset[:1], mask[:1], *arguments[4:], [True] * 3
     )
     torch.testing.assert_close(grads[0], alone[0])
     assert not grads[1][1].any()
@@ -420,14 +421,14 @@ def test_shapes_are_checked_below_the_public_call_too(change, name):
 )
 def test_float32_is_multiplied_as_convolutions_are(tf32, dtype, expected):
     torch.backends.cudnn.allow_tf32 = tf32  # strict_float32 puts it back
-    assert tuning.dot_precision(torch.zeros(1, dtype=dtype)) == expected
+    assert launching.dot_precision(torch.zeros(1, dtype=dtype)) == expected
 
 
 def test_the_newer_setting_of_convolutions_counts_too():
     before = torch.backends.cudnn.conv.fp32_precision
     torch.backends.cudnn.conv.fp32_precision = "tf32"
     try:
-        assert tuning.dot_precision(torch.zeros(1)) == "tf32"
+        assert launching.dot_precision(torch.zeros(1)) == "tf32"
     finally:
         torch.backends.cudnn.conv.fp32_precision = before
 
@@ -509,14 +510,14 @@ def test_what_is_timed(interpret, deterministic, capturing, dtype, expected, mon
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     kernel, arguments = Kernel(), dict(x=torch.zeros(1, dtype=dtype), n=3, unused=1)
-    tuning.launch(kernel, None, arguments)
+    launching.launch(kernel, None, arguments)
     assert kernel.runs == [expected]
     if expected == "timed":  # what has been timed may be captured, but is not deterministic
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-        tuning.launch(kernel, None, arguments)
-        tuning.launch(kernel, None, arguments | dict(n=4))
+        launching.launch(kernel, None, arguments)
+        launching.launch(kernel, None, arguments | dict(n=4))
         monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-        tuning.launch(kernel, None, arguments)
+        launching.launch(kernel, None, arguments)
         assert kernel.runs == ["timed", 24, 16, 16]
 
 
@@ -541,10 +542,10 @@ def test_without_memory_to_time_in_the_fixed_tile_size_serves(error, monkeypatch
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     kernel, x = Timed(), torch.zeros(1)
     with pytest.warns(UserWarning, match="no memory is left"):
-        tuning.launch(kernel, None, dict(x=x, n=3))
+        launching.launch(kernel, None, dict(x=x, n=3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tuning.launch(kernel, None, dict(x=x, n=3))
+        launching.launch(kernel, None, dict(x=x, n=3))
     assert kernel.runs == [16, 16]
     assert not x.any()  # what is added up starts at zero again
 
@@ -561,9 +562,9 @@ def test_without_memory_to_time_in_the_fixed_tile_size_serves(error, monkeypatch
 def test_a_kernel_that_fails_is_told_from_other_errors(error):
     kernel = Kernel()
     kernel.fn = {None: raising(error)}
-    with pytest.raises(dcn.triton.KernelError, match=type(error).__name__) as raised:
-        tuning.launch(kernel, None, dict(x=torch.zeros(1), n=3))
+    with pytest.raises(dcn.gpu.KernelError, match=type(error).__name__) as raised:
+        launching.launch(kernel, None, dict(x=torch.zeros(1), n=3))
     assert raised.value.__cause__ is error
     kernel.fn[None] = raising(torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(torch.OutOfMemoryError):
-        tuning.launch(kernel, None, dict(x=torch.zeros(1), n=3))
+        launching.launch(kernel, None, dict(x=torch.zeros(1), n=3))

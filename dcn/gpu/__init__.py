@@ -1,10 +1,9 @@
-"""Registers Triton kernels for NVIDIA GPUs with PyTorch's dispatcher.
+"""Which kernels run on an NVIDIA GPU: Triton's, or the definition where those cannot.
 
 Triton compiles them when they are first called, and is imported no earlier.
 """
 
 import functools
-import importlib
 import importlib.util
 import os
 import subprocess
@@ -13,47 +12,41 @@ from collections.abc import Callable
 
 import torch
 
-# Of each operator, the module and the function here.
-OPERATORS = {
-    "deform_conv2d": ("deform_conv", "forward"),
-    "deform_conv2d_backward": ("deform_conv", "backward"),
-    "deform_roi_pool": ("deform_roi_pool", "forward"),
-    "deform_roi_pool_backward": ("deform_roi_pool", "backward"),
-}
-
+from ..registration import OPERATORS, Operator
 
 # Compute capabilities below this run the definition; tests compile the kernels from here to 12.0.
 OLDEST = (7, 5)
 
-# Operators of which a kernel has failed.
-_failed: set[str] = set()
+# Passes of operators of which a kernel has failed.
+_failed: set[tuple[str, str]] = set()
 
 
 class KernelError(RuntimeError):
     """A kernel could not be compiled or launched."""
 
 
-def operator(name: str) -> Callable:
-    """The kernels of an operator; they run on the device of its first tensor.
+def kernels(operator: Operator) -> tuple[Callable, Callable]:
+    """The forward and the backward pass; they run on the device of their first tensor.
 
     Once one of them fails to compile or to launch, a warning says so and the definition runs.
     """
-    module, function = OPERATORS[name]
+    return _kernel(operator, "forward"), _kernel(operator, "backward")
 
-    def of(package: str) -> Callable:
-        return getattr(importlib.import_module(f"{package}.{module}"), function)
 
+def _kernel(operator: Operator, direction: str) -> Callable:
     def call(*args):
         # Triton launches on the current device.
         with torch.cuda.device_of(args[0]):
             device = args[0].get_device() if args[0].is_cuda else None
-            if name not in _failed and (device is None or (supports(device) and launches())):
+            failed = (operator.name, direction) in _failed
+            if not failed and (device is None or (supports(device) and launches())):
                 try:
-                    return of(__name__)(*args)
+                    return getattr(operator.implementation("gpu"), direction)(*args)
                 except KernelError as error:
-                    _replaced_by_the_definition(f"{name} has failed ({error})", error)
-                    _failed.add(name)
-            return of("dcn.reference")(*args)
+                    what = f"the {direction} pass of {operator.name} has failed ({error})"
+                    _replaced_by_the_definition(what, error)
+                    _failed.add((operator.name, direction))
+            return getattr(operator.implementation("definition"), direction)(*args)
 
     return call
 
@@ -94,12 +87,14 @@ def _replaced_by_the_definition(reason: str, error: Exception | None = None) -> 
     warnings.warn(f"dcn: {reason}; plain PyTorch runs instead, slower", stacklevel=2)
 
 
-if importlib.util.find_spec("triton") is not None and torch.version.hip is None:
-    for _name in OPERATORS:
-        torch.library.impl(f"dcn::{_name}", "cuda")(operator(_name))
-elif torch.version.cuda is not None:
-    warnings.warn(
-        "dcn: Triton is not installed, so its operators run on a GPU in plain PyTorch, slower. "
-        "To install what this PyTorch was released with: pip install triton",
-        stacklevel=2,
-    )
+def add_kernels() -> None:
+    """To all operators."""
+    if importlib.util.find_spec("triton") is not None and torch.version.hip is None:
+        for operator in OPERATORS.values():
+            operator.add_kernels("cuda", *kernels(operator))
+    elif torch.version.cuda is not None:
+        warnings.warn(
+            "dcn: Triton is not installed, so its operators run on a GPU in plain PyTorch, slower. "
+            "To install what this PyTorch was released with: pip install triton",
+            stacklevel=2,
+        )
