@@ -41,7 +41,8 @@ def pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]
 
 
 def _is_integer(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    # The first question is a tenth of the time of the second.
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def check_tensors(
@@ -60,6 +61,7 @@ def check_tensors(
         ValueError: another number of dimensions, or another device.
     """
     first_name, (first, _) = next(iter(tensors.items()))
+    forward_mode = forward_ad._current_level >= 0
     for name, (tensor, dims) in tensors.items():
         if tensor is None and name in optional:
             continue
@@ -68,7 +70,8 @@ def check_tensors(
         if tensor.layout != torch.strided or tensor.is_nested:
             kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
             raise TypeError(f"{name}: expected a dense tensor, got a {kind} one")
-        if _has_tangent(tensor):
+        # PyTorch would drop the tangent without a word.
+        if forward_mode and forward_ad.unpack_dual(tensor).tangent is not None:
             raise NotImplementedError(f"{name}: dcn operators have no forward-mode derivative")
         if tensor.dim() != dims:
             raise ValueError(f"{name}: expected {dims} dimensions, got shape {tuple(tensor.shape)}")
@@ -76,19 +79,12 @@ def check_tensors(
             raise ValueError(f"{name}: is on {tensor.device}, {first_name} on {first.device}")
         if tensor.dtype not in DTYPES:
             raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}")
-        if name in float32 and tensor.dtype == torch.float32:
+        if tensor.dtype == first.dtype or (name in float32 and tensor.dtype == torch.float32):
             continue
         dtype, expected = autocast_dtype(tensor), autocast_dtype(first)
         if dtype != expected:
             or_float32 = " (or float32)" if name in float32 else ""
             raise TypeError(f"{name}: is {dtype}, {first_name} is {expected}{or_float32}")
-
-
-def _has_tangent(tensor: Tensor) -> bool:
-    """Whether forward-mode AD is on for it; PyTorch would drop the tangent without a word."""
-    if forward_ad._current_level < 0:
-        return False
-    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:

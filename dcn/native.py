@@ -6,72 +6,63 @@ uses GNU's OpenMP, they share its thread pool.
 
 import ctypes
 import hashlib
+import struct
 import warnings
+from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from .grid import Deltas
-from .grid import Grid as GridOfKernel
+from .grid import Deltas, Grid
 from .registration import OPERATORS
 
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
-_DIMS = ctypes.c_int64 * 6
+_DIMS = 6  # of `Tensor` in csrc/arguments.h
+_NONE = (0,) * (1 + 2 * _DIMS)
+_PADDING = [(0,) * (_DIMS - dims) for dims in range(_DIMS + 1)]
 
 
-class Tensor(ctypes.Structure):
-    """`Tensor` of csrc/arguments.h."""
+def call(kernel: str, dtype: torch.dtype, *fields: Tensor | Deltas | Grid | float | None) -> None:
+    """Runs a kernel for images of that dtype.
 
-    _fields_ = (("data", ctypes.c_void_p), ("size", _DIMS), ("stride", _DIMS))
-
-
-class Grid(ctypes.Structure):
-    """`Grid` of csrc/arguments.h."""
-
-    _fields_ = (
-        ("kernel", ctypes.c_int64 * 2),
-        ("stride", ctypes.c_int64 * 2),
-        ("by_column", ctypes.c_int64),
-        ("without_centre", ctypes.c_int64),
-        ("start", ctypes.c_double * 2),
-        ("step", ctypes.c_double * 2),
-        ("scale", ctypes.c_double),
-    )
+    `fields` are those of its structure in csrc/arguments.h, in that order. Tensors are None where
+    there are none, or where a gradient is not wanted. They must outlive the call.
+    """
+    values = [_TYPES[dtype], torch.get_num_threads()]
+    for field in fields:
+        values += _numbers(field)
+    packed = _layout(kernel, tuple(map(type, values))).pack(*values)
+    if getattr(kernels, f"dcn_{kernel}")(packed) != 0:
+        raise MemoryError("dcn: no memory for the kernel's buffers")
 
 
-class Samples(ctypes.Structure):
-    """`Deltas` of csrc/arguments.h."""
-
-    _fields_ = (("y", Tensor), ("x", Tensor), ("mask", Tensor))
-
-
-class Call(ctypes.Structure):
-    """`Call` of csrc/arguments.h; what kernels take has more fields."""
-
-    _fields_ = (("dtype", ctypes.c_int64), ("threads", ctypes.c_int64))
-
-
-def tensor(values: torch.Tensor | None) -> Tensor:
-    """It must outlive the call."""
-    if values is None:
-        return Tensor()
-    return Tensor(values.data_ptr(), _DIMS(*values.shape), _DIMS(*values.stride()))
+def _numbers(field: Tensor | Deltas | Grid | float | None) -> tuple[float, ...]:
+    """All whole numbers and pointers have 64 bits, so there are no gaps between them."""
+    if field is None:
+        return _NONE
+    if isinstance(field, Tensor):
+        rest = _PADDING[field.dim()]
+        return (field.data_ptr(), *field.shape, *rest, *field.stride(), *rest)
+    if isinstance(field, Deltas):
+        return (*_numbers(field.y), *_numbers(field.x), *_numbers(field.mask))
+    if isinstance(field, Grid):
+        return _grid_numbers(field)
+    return (field,)
 
 
-def deltas(views: Deltas | None) -> Samples:
-    return Samples() if views is None else Samples(*map(tensor, views))
+@lru_cache(maxsize=256)
+def _grid_numbers(grid: Grid) -> tuple[float, ...]:
+    whole = (*grid.kernel, *grid.stride, int(grid.by_column), int(grid.without_centre))
+    return (*whole, *map(float, (*grid.start, *grid.step, grid.scale)))
 
 
-def grid(points: GridOfKernel) -> Grid:
-    return Grid(
-        points.kernel,
-        points.stride,
-        points.by_column,
-        points.without_centre,
-        points.start,
-        points.step,
-        points.scale,
-    )
+@lru_cache(maxsize=64)
+def _layout(kernel: str, types: tuple[type, ...]) -> struct.Struct:
+    layout = struct.Struct("".join("d" if kind is float else "q" for kind in types))
+    if layout.size != getattr(kernels, f"dcn_{kernel}_size")():
+        raise TypeError(f"{kernel}: the fields are not those of csrc/arguments.h")
+    return layout
 
 
 def fingerprint(sources: Path) -> str:
@@ -98,13 +89,6 @@ def _load() -> ctypes.CDLL:
     if sources.is_dir() and loaded.dcn_sources().decode() != fingerprint(sources):
         raise ImportError("they were built from other sources than these")
     return loaded
-
-
-def call(kernel: str, arguments: Call, dtype: torch.dtype) -> None:
-    """Runs a kernel of csrc/arguments.h for images of that dtype."""
-    arguments.dtype, arguments.threads = _TYPES[dtype], torch.get_num_threads()
-    if getattr(kernels, f"dcn_{kernel}")(ctypes.byref(arguments)) != 0:
-        raise MemoryError("dcn: no memory for the kernel's buffers")
 
 
 def add_kernels() -> None:

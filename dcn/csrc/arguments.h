@@ -1,4 +1,4 @@
-// What Python hands over: dcn/native.py mirrors these structures field by field.
+// What Python hands over, field by field: see dcn/native.py.
 #pragma once
 
 #include <cstdint>
@@ -43,6 +43,18 @@ struct DeformConv2d : Call {
     Tensor grad_weight;  // as the weight, zeroed
 };
 
+// Sums over the samples of a group, without a product: DCNv3 and DCNv4.
+struct DeformAggregation : Call {
+    Grid grid;
+    Deltas deltas;
+    Tensor input;   // image [N, C, H, W], dense and channels-last
+    Tensor output;  // image [N, C, H_out, W_out], dense and channels-last; or its gradient
+
+    // Backward only.
+    Deltas grad_deltas;
+    Tensor grad_input;  // as the input, zeroed
+};
+
 struct DeformRoIPool : Call {
     int64_t sampling_ratio;
     double spatial_scale, gamma;
@@ -60,10 +72,12 @@ struct DeformRoIPool : Call {
 };
 
 // Every kernel, with what it takes. They throw std::bad_alloc before they have written anything.
-#define DCN_KERNELS(KERNEL)                         \
-    KERNEL(deform_conv2d_forward, DeformConv2d)     \
-    KERNEL(deform_conv2d_backward, DeformConv2d)    \
-    KERNEL(deform_roi_pool_forward, DeformRoIPool)  \
+#define DCN_KERNELS(KERNEL)                                \
+    KERNEL(deform_conv2d_forward, DeformConv2d)            \
+    KERNEL(deform_conv2d_backward, DeformConv2d)           \
+    KERNEL(deform_aggregation_forward, DeformAggregation)  \
+    KERNEL(deform_aggregation_backward, DeformAggregation) \
+    KERNEL(deform_roi_pool_forward, DeformRoIPool)         \
     KERNEL(deform_roi_pool_backward, DeformRoIPool)
 
 // Those of one instruction set.

@@ -101,6 +101,7 @@ class Convolution {
                                     round_up(least(slices.size, group_in), 2 * kLanes<A>));
         const Buffers<A> weights(args.threads, block * slices.size * padded_out);
         const Buffers<A> partials(slices.count, chunk * partial);
+        const Buffers<A> sums(args.threads, 3 * points);
         const Buffers<T> outside(1, c_in);
         const Buffers<A> nowhere(args.threads, c_in);
 
@@ -135,7 +136,8 @@ class Convolution {
             }
 #pragma omp for
             for (int64_t q = first; q < last; q++) {
-                write_grad_deltas(grid.position(q), slices, partials, (q - first) * partial);
+                write_grad_deltas(grid.position(q), slices, partials, (q - first) * partial,
+                                  sums[thread]);
             }
         }
     }
@@ -338,19 +340,16 @@ class Convolution {
 
     // Sums what the slices have of the gradients of offset and mask.
     void write_grad_deltas(const Position& at, const Slices<A>& slices, const Buffers<A>& partials,
-                           int64_t first) const {
+                           int64_t first, A* sum) const {
         for (int64_t g = 0; g < grid.groups; g++) {
             const int64_t slice = g * deform_in / slices.size;
             const int64_t last_slice = ((g + 1) * deform_in - 1) / slices.size;
-            for (int64_t p = 0; p < points; p++) {
-                A grad[3] = {0, 0, 0};
-                for (int64_t i = slice; i <= last_slice; i++) {
-                    const int64_t first_group = slices[i].begin / deform_in;
-                    const int64_t sample = (g - first_group) * points + p;
-                    for (int j = 0; j < 3; j++) grad[j] += partials[i][first + sample * 3 + j];
-                }
-                grid.store(args.grad_deltas, at, g, p, grad);
+            std::memset(sum, 0, 3 * points * sizeof(A));
+            for (int64_t i = slice; i <= last_slice; i++) {
+                const int64_t own = (g - slices[i].begin / deform_in) * points * 3;
+                for (int64_t j = 0; j < 3 * points; j++) sum[j] += partials[i][first + own + j];
             }
+            grid.store(args.grad_deltas, at, g, sum);
         }
     }
 

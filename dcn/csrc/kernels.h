@@ -1,6 +1,7 @@
 // The kernels of one instruction set; included once for each, with DCN_ISA and DCN_VECTOR_BYTES.
 #pragma once
 
+#include "aggregation.h"
 #include "convolution.h"
 #include "roi_pooling.h"
 
@@ -21,6 +22,14 @@ void deform_conv2d_forward(const DeformConv2d& args) {
 
 void deform_conv2d_backward(const DeformConv2d& args) {
     with_type(args.dtype, [&](auto value) { Convolution<decltype(value)>(args).backward(); });
+}
+
+void deform_aggregation_forward(const DeformAggregation& args) {
+    with_type(args.dtype, [&](auto value) { Aggregation<decltype(value)>(args).forward(); });
+}
+
+void deform_aggregation_backward(const DeformAggregation& args) {
+    with_type(args.dtype, [&](auto value) { Aggregation<decltype(value)>(args).backward(); });
 }
 
 void deform_roi_pool_forward(const DeformRoIPool& args) {

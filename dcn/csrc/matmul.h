@@ -1,7 +1,7 @@
 // Matrix products of small tiles, which stay in the cache.
 #pragma once
 
-#include "types.h"
+#include "vectors.h"
 
 namespace dcn {
 namespace DCN_ISA {
@@ -14,14 +14,6 @@ constexpr int kRows = 6;
 #else
 constexpr int kRows = 4;
 #endif
-
-template <typename A>
-constexpr int64_t kLanes = DCN_VECTOR_BYTES / sizeof(A);
-
-template <typename A>
-struct Vector {
-    typedef A type __attribute__((vector_size(DCN_VECTOR_BYTES), aligned(alignof(A)), may_alias));
-};
 
 // A panel of B: `width` columns, so one or two vectors.
 template <typename A>

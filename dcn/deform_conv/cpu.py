@@ -5,24 +5,9 @@ from torch import Tensor
 
 from .. import native
 from ..checks import check_shape
+from ..grid import Deltas
 from ..layout import cast, compute_dtype, like, memory_format
 from .definition import bias_gradient, check_shapes, deltas_of, grid_of
-
-
-class _Arguments(native.Call):
-    """`DeformConv2d` of csrc/arguments.h."""
-
-    _fields_ = (
-        ("grid", native.Grid),
-        ("deltas", native.Samples),
-        ("input", native.Tensor),
-        ("weight", native.Tensor),
-        ("bias", native.Tensor),
-        ("output", native.Tensor),
-        ("grad_deltas", native.Samples),
-        ("grad_input", native.Tensor),
-        ("grad_weight", native.Tensor),
-    )
 
 
 def forward(
@@ -42,15 +27,9 @@ def forward(
     image, offset, weight, bias, mask = operands
     shape = (input.shape[0], weight.shape[0], *out_size)
     out = torch.empty(shape, dtype=image.dtype, memory_format=memory_format(input))
-    arguments = _Arguments(
-        grid=native.grid(grid),
-        deltas=native.deltas(deltas_of(offset, mask, grid.num_points)),
-        input=native.tensor(image),
-        weight=native.tensor(weight),
-        bias=native.tensor(bias),
-        output=native.tensor(out),
-    )
-    native.call("deform_conv2d_forward", arguments, image.dtype)
+    deltas = deltas_of(offset, mask, grid.num_points)
+    fields = (grid, deltas, image, weight, bias, out, Deltas(None, None, None), None, None)
+    native.call("deform_conv2d_forward", image.dtype, *fields)
     return out.to(input.dtype)
 
 
@@ -77,18 +56,11 @@ def backward(
     grad_weight = torch.zeros_like(rows) if of_weight else None
     grad_offset = torch.empty_like(wide_offset) if of_offset else None
     grad_mask = torch.empty_like(wide_mask) if of_mask else None
-    arguments = _Arguments(
-        grid=native.grid(grid),
-        deltas=native.deltas(deltas_of(wide_offset, wide_mask, grid.num_points)),
-        input=native.tensor(image),
-        weight=native.tensor(rows),
-        output=native.tensor(grad),
-        grad_deltas=native.deltas(deltas_of(grad_offset, grad_mask, grid.num_points)),
-        grad_input=native.tensor(grad_input),
-        grad_weight=native.tensor(grad_weight),
-    )
+    deltas = deltas_of(wide_offset, wide_mask, grid.num_points)
+    grad_deltas = deltas_of(grad_offset, grad_mask, grid.num_points)
+    fields = (grid, deltas, image, rows, None, grad, grad_deltas, grad_input, grad_weight)
     if of_input or of_offset or of_weight or of_mask:
-        native.call("deform_conv2d_backward", arguments, image.dtype)
+        native.call("deform_conv2d_backward", image.dtype, *fields)
     return (
         like(grad_input, input) if of_input else None,
         like(grad_offset, offset) if of_offset else None,

@@ -3,6 +3,8 @@
 y(p) = sum_k w_k · x(p + p_k + Δp_k) · Δm_k
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -150,16 +152,23 @@ def check_shapes(
 
 
 def grid_of(weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Grid:
-    start = (-padding[0], -padding[1])
-    return Grid(tuple(weight.shape[2:]), tuple(stride), start, tuple(dilation))
+    return _grid(tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation))
+
+
+@lru_cache(maxsize=256)
+def _grid(kernel, stride, padding, dilation) -> Grid:
+    return Grid(kernel, stride, (-padding[0], -padding[1]), dilation)
 
 
 def deltas_of(offset: Tensor | None, mask: Tensor | None, points: int) -> Deltas:
     """Of offsets [N, G·K·2, H, W], (dy, dx) of a point, and masks [N, G·K, H, W]; or gradients."""
     y = x = None
     if offset is not None:
-        y, x = offset.unflatten(1, (-1, points, 2)).unbind(3)
-    mask = None if mask is None else mask.unflatten(1, (-1, points))
+        n, channels, h, w = offset.shape
+        y, x = offset.view(n, channels // (2 * points), points, 2, h, w).unbind(3)
+    if mask is not None:
+        n, channels, h, w = mask.shape
+        mask = mask.view(n, channels // points, points, h, w)
     return Deltas(y, x, mask)
 
 

@@ -79,12 +79,14 @@ def deform_conv2d(
         bias=(bias, 1),
         mask=(mask, 4),
     )
-    check_shapes(input, offset, weight, bias, mask, stride, padding, dilation)
-    return torch.ops.dcn.deform_conv2d(input, offset, weight, bias, mask, stride, padding, dilation)
+    return torch.ops.dcn.deform_conv2d.default(
+        input, offset, weight, bias, mask, stride, padding, dilation
+    )
 
 
 def _fake(input, offset, weight, bias, mask, stride, padding, dilation):
-    out = input.new_empty(input.shape[0], weight.shape[0], *offset.shape[2:])
+    size = check_shapes(input, offset, weight, bias, mask, stride, padding, dilation)
+    out = input.new_empty(input.shape[0], weight.shape[0], *size)
     return out.contiguous(memory_format=memory_format(input))
 
 

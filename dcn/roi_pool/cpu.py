@@ -1,32 +1,11 @@
 """Calls the compiled kernels of csrc/roi_pooling.h."""
 
-import ctypes
-
 import torch
 from torch import Tensor
 
 from .. import native
 from ..layout import compute_dtype, like
 from .definition import check_shapes, image_index
-
-
-class _Arguments(native.Call):
-    """`DeformRoIPool` of csrc/arguments.h."""
-
-    _fields_ = (
-        ("sampling_ratio", ctypes.c_int64),
-        ("spatial_scale", ctypes.c_double),
-        ("gamma", ctypes.c_double),
-        ("input", native.Tensor),
-        ("index", native.Tensor),
-        ("boxes", native.Tensor),
-        ("offset", native.Tensor),
-        ("mask", native.Tensor),
-        ("output", native.Tensor),
-        ("grad_input", native.Tensor),
-        ("grad_offset", native.Tensor),
-        ("grad_mask", native.Tensor),
-    )
 
 
 def forward(
@@ -44,7 +23,8 @@ def forward(
     operands = _operands(input, rois, offset, mask)
     image = operands[0]
     out = image.new_empty(rois.shape[0], input.shape[1], *output_size)
-    _run("forward", operands, out, (sampling_ratio, spatial_scale, gamma))
+    fields = (sampling_ratio, float(spatial_scale), float(gamma), *operands, out, None, None, None)
+    native.call("deform_roi_pool_forward", image.dtype, *fields)
     return out.to(input.dtype)
 
 
@@ -69,7 +49,9 @@ def backward(
     grad_offset = torch.empty_like(wide_offset) if of_offset else None
     grad_mask = torch.empty_like(wide_mask) if of_mask else None
     grads = (grad_input, grad_offset, grad_mask)
-    _run("backward", operands, grad.to(image.dtype), (sampling_ratio, spatial_scale, gamma), grads)
+    geometry = (sampling_ratio, float(spatial_scale), float(gamma))
+    grad = grad.to(image.dtype)
+    native.call("deform_roi_pool_backward", image.dtype, *geometry, *operands, grad, *grads)
     return tuple(
         None if found is None else like(found, tensor)
         for found, tensor in zip(grads, (input, offset, mask), strict=True)
@@ -89,16 +71,3 @@ def _operands(
         None if offset is None else offset.to(dtype).contiguous(),
         None if mask is None else mask.to(dtype).contiguous(),
     )
-
-
-def _run(
-    direction: str,
-    operands: tuple[Tensor | None, ...],
-    output: Tensor,
-    geometry: tuple[int, float, float],
-    grads: tuple[Tensor | None, ...] = (),
-) -> None:
-    """`output` is its gradient in the backward pass."""
-    tensors = map(native.tensor, (*operands, output, *grads))
-    arguments = _Arguments(0, 0, *geometry, *tensors)
-    native.call(f"deform_roi_pool_{direction}", arguments, operands[0].dtype)

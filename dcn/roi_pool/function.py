@@ -77,12 +77,11 @@ def deform_roi_pool(
         offset=(offset, 4),
         mask=(mask, 4),
     )
-    check_shapes(input, rois, offset, mask, output_size)
     if not 0 < spatial_scale < math.inf:
         raise ValueError(f"spatial_scale: expected a positive number, got {spatial_scale}")
     check_gamma(gamma)
     sampling_ratio = integer("sampling_ratio", sampling_ratio, 0, 1000)
-    return torch.ops.dcn.deform_roi_pool(
+    return torch.ops.dcn.deform_roi_pool.default(
         input, rois, offset, mask, output_size, spatial_scale, sampling_ratio, gamma
     )
 
@@ -93,6 +92,7 @@ def check_gamma(gamma: float) -> None:
 
 
 def _fake(input, rois, offset, mask, output_size, spatial_scale, sampling_ratio, gamma):
+    check_shapes(input, rois, offset, mask, output_size)
     return input.new_empty(rois.shape[0], input.shape[1], *output_size)
 
 

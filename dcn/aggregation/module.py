@@ -1,0 +1,1 @@
+"""The layers `DCNv3` and `DCNv4`, with the arguments and parameter names of their releases."""

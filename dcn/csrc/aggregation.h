@@ -1,0 +1,293 @@
+// Deformable aggregation (DCNv3, arXiv 2211.05778, equation 2; DCNv4, arXiv 2401.06197): sums over the
+// samples of a group of channels, which are not mixed. With a weight for every point and channel it
+// is the depthwise deformable convolution.
+//
+// Forward: threads take positions. Backward: threads take an image and a slice of the channels of a
+// group, whose gradient is theirs alone.
+#pragma once
+
+#include "grid.h"
+#include "vectors.h"
+
+namespace dcn {
+namespace DCN_ISA {
+
+template <typename T>
+class Aggregation {
+   public:
+    using A = typename Compute<T>::type;
+
+    explicit Aggregation(const DeformAggregation& args)
+        : args(args),
+          grid(args.grid, args.deltas, args.input.size[2], args.input.size[3]),
+          points(grid.points),
+          blocks(ceil_div(points, kPoints)),
+          channels(args.input.size[1]),
+          group(channels / grid.groups),
+          width(args.input.size[3]),
+          image_pixels(args.input.size[2] * width) {}
+
+    void forward() const {
+        const Buffers<Located<A>> located(args.threads, blocks);
+        const Buffers<T> outside(1, group);
+#pragma omp parallel num_threads(args.threads)
+        {
+            const int thread = omp_get_thread_num();
+            Located<A>* const samples = located[thread];
+#pragma omp for schedule(dynamic, kTile)
+            for (int64_t q = 0; q < grid.positions; q++) {
+                const Position at = grid.position(q);
+                for (int64_t g = 0; g < grid.groups; g++) {
+                    locate(at, g, samples);
+                    const T* input = pixel(args.input, at.image * image_pixels) + g * group;
+                    T* output = static_cast<T*>(args.output.data) + q * channels + g * group;
+                    sum_group(samples, input, outside[0], output);
+                }
+            }
+        }
+    }
+
+    void backward() const {
+        const int64_t images = args.input.size[0], lanes = kLanes<A>;
+        // Slices of a group where there are not groups enough for all threads.
+        const int64_t wanted = ceil_div(args.threads, images * grid.groups);
+        const int64_t slice = least(group, round_up(ceil_div(group, wanted), lanes));
+        const int64_t slices = ceil_div(group, slice);
+        const int64_t positions = grid.positions / images;  // of one image
+
+        const Buffers<Located<A>> located(args.threads, blocks);
+        const Buffers<T> outside(1, slice);
+        const Buffers<A> nowhere(args.threads, slice);
+        const Buffers<A> sums(args.threads, round_up(3 * points, lanes) * lanes);
+        const Buffers<A> partials(slices > 1 ? images * grid.groups * slices : 0,
+                                  positions * points * 3);
+#pragma omp parallel num_threads(args.threads)
+        {
+            const int thread = omp_get_thread_num();
+            Located<A>* const samples = located[thread];
+            A* const sum = sums[thread];
+#pragma omp for schedule(dynamic)
+            for (int64_t i = 0; i < images * grid.groups * slices; i++) {
+                const int64_t image = i / slices / grid.groups, g = i / slices % grid.groups;
+                const int64_t first = i % slices * slice, size = least(slice, group - first);
+                Position at = grid.position(image * positions);
+                for (int64_t q = 0; q < positions; q++, grid.advance(at)) {
+                    locate(at, g, samples);
+                    spread(samples, at.image * image_pixels, g * group + first, size,
+                           image * positions + q, outside[0], nowhere[thread], sum);
+                    if (slices > 1) {
+                        std::memcpy(partials[i] + q * points * 3, sum, 3 * points * sizeof(A));
+                    } else {
+                        grid.store(args.grad_deltas, at, g, sum);
+                    }
+                }
+            }
+            if (slices > 1) {
+#pragma omp for
+                for (int64_t q = 0; q < grid.positions; q++) {
+                    const Position at = grid.position(q);
+                    for (int64_t g = 0; g < grid.groups; g++) {
+                        add_partials(at, g, slices, q % positions, partials, sum);
+                    }
+                }
+            }
+        }
+    }
+
+   private:
+    static constexpr int64_t kTile = 16;  // positions that a thread takes at a time
+    static constexpr int64_t kPoints = Located<A>::kPoints;
+
+    using Position = typename SampleGrid<A>::Position;
+    using Vec = typename Vector<A>::type;
+
+    template <typename Data>
+    static Data* at_pixel(const Tensor& image, int64_t index, int64_t channels) {
+        return static_cast<Data*>(image.data) + index * channels;
+    }
+    const T* pixel(const Tensor& image, int64_t index) const {
+        return at_pixel<const T>(image, index, channels);
+    }
+
+    void locate(const Position& at, int64_t g, Located<A>* to) const {
+        for (int64_t b = 0; b < blocks; b++) grid.locate(at, g, b * kPoints, to[b]);
+    }
+
+    // Calls work(block, number in it, number) for all points that read something.
+    template <typename Work>
+    void for_points(const Located<A>* at, Work work) const {
+        for (int64_t b = 0; b < blocks; b++) {
+            const int64_t count = least(kPoints, points - b * kPoints);
+            for (int64_t p = 0; p < count; p++) {
+                if (at[b].corners[p] != 0) work(at[b], p, b * kPoints + p);
+            }
+        }
+    }
+
+    // Calls work(rows of `image` around sample p); those outside the map are `outside`.
+    template <typename Data, typename Work>
+    void with_rows(const Located<A>& at, int64_t p, Data* image, Data* outside, Work work) const {
+        Data* const first = image + static_cast<int64_t>(at.pixel[p]) * channels;
+        Data* const below = first + width * channels;
+        const Index<A> inside = at.corners[p];
+        if (inside == 15) {
+            work(first, first + channels, below, below + channels);
+        } else {
+            work(inside & 1 ? first : outside, inside & 2 ? first + channels : outside,
+                 inside & 4 ? below : outside, inside & 8 ? below + channels : outside);
+        }
+    }
+
+    void sum_group(const Located<A>* at, const T* image, const T* outside, T* to) const {
+        constexpr int64_t lanes = kLanes<A>;
+        int64_t c = 0;
+        for (; c + 4 * lanes <= group; c += 4 * lanes) sum_vectors<4>(at, image, outside, c, to);
+        for (; c + 2 * lanes <= group; c += 2 * lanes) sum_vectors<2>(at, image, outside, c, to);
+        for (; c + lanes <= group; c += lanes) sum_vectors<1>(at, image, outside, c, to);
+        if (c == group) return;
+        A sum[lanes] = {};
+        for_points(at, [&](const Located<A>& block, int64_t p, int64_t) {
+            with_rows(block, p, image + c, outside, [&](auto... rows) {
+                const T* const row[4] = {rows...};
+                const A weight[4] = {block.weight[0][p], block.weight[1][p], block.weight[2][p],
+                                     block.weight[3][p]};
+                gather<true>(group - c, row, weight, sum);
+            });
+        });
+        for (int64_t i = 0; c + i < group; i++) store(to[c + i], sum[i]);
+    }
+
+    // V vectors of channels from c on.
+    template <int V>
+    void sum_vectors(const Located<A>* at, const T* image, const T* outside, int64_t c,
+                     T* to) const {
+        constexpr int64_t lanes = kLanes<A>;
+        Vec sum[V] = {};
+        for_points(at, [&](const Located<A>& block, int64_t p, int64_t) {
+            const A w0 = block.weight[0][p], w1 = block.weight[1][p];
+            const A w2 = block.weight[2][p], w3 = block.weight[3][p];
+            with_rows(block, p, image + c, outside, [&](auto r0, auto r1, auto r2, auto r3) {
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) {
+                    sum[v] += w0 * load_vector(r0 + v * lanes);
+                    sum[v] += w1 * load_vector(r1 + v * lanes);
+                    sum[v] += w2 * load_vector(r2 + v * lanes);
+                    sum[v] += w3 * load_vector(r3 + v * lanes);
+                }
+            });
+        });
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) store_vector(to + c + v * lanes, sum[v]);
+    }
+
+    // `size` channels from `first` on of the position q: adds to the input's gradient, and sets the
+    // gradients of y, x and the modulation of all points, three by three.
+    void spread(const Located<A>* at, int64_t image, int64_t first, int64_t size, int64_t q,
+                const T* outside, A* nowhere, A* sums) const {
+        constexpr int64_t lanes = kLanes<A>;
+        const T* const input = pixel(args.input, image) + first;
+        const T* const grad = pixel(args.output, q) + first;
+        A* const to = args.grad_input.data == nullptr
+                          ? nullptr
+                          : at_pixel<A>(args.grad_input, image, channels) + first;
+        std::memset(sums, 0, 3 * points * lanes * sizeof(A));
+        int64_t c = 0;
+        for (; c + 2 * lanes <= size; c += 2 * lanes) {
+            spread_vectors<2>(at, input + c, grad + c, outside, to, c, nowhere, sums);
+        }
+        for (; c + lanes <= size; c += lanes) {
+            spread_vectors<1>(at, input + c, grad + c, outside, to, c, nowhere, sums);
+        }
+        if (c < size) spread_rest(at, input + c, grad + c, size - c, outside, to, c, nowhere, sums);
+        for (int64_t i = 0; i < 3 * points; i += lanes) {
+            store_vector(sums + i, sum_lanes(sums + i * lanes));
+        }
+    }
+
+    // What a channel of the output's gradient adds to the gradients of y, x and the modulation, by
+    // the upper and the lower edge of the square around the sample.
+    template <typename Value>
+    static void differentiate(const Located<A>& at, int64_t p, Value grad, Value r0, Value r1,
+                              Value r2, Value r3, Value& of_y, Value& of_x, Value& of_mask) {
+        const A y = at.y[p], x = at.x[p], mask = at.mask[p];
+        const Value upper = r0 + x * (r1 - r0), lower = r2 + x * (r3 - r2);
+        of_y += mask * grad * (lower - upper);
+        of_x += mask * grad * ((r1 - r0) + y * ((r3 - r2) - (r1 - r0)));
+        of_mask += grad * (upper + y * (lower - upper));
+    }
+
+    // V vectors of channels; without `to` there is no gradient of the input.
+    template <int V>
+    void spread_vectors(const Located<A>* at, const T* input, const T* grad, const T* outside,
+                        A* to, int64_t c, A* nowhere, A* sums) const {
+        constexpr int64_t lanes = kLanes<A>;
+        Vec g[V];
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) g[v] = load_vector(grad + v * lanes);
+        for_points(at, [&](const Located<A>& block, int64_t p, int64_t point) {
+            A* const sum = sums + 3 * point * lanes;
+            Vec of_y = load_vector(sum), of_x = load_vector(sum + lanes);
+            Vec of_mask = load_vector(sum + 2 * lanes);
+            with_rows(block, p, input, outside, [&](auto r0, auto r1, auto r2, auto r3) {
+#pragma GCC unroll 2
+                for (int64_t i = 0; i < V * lanes; i += lanes) {
+                    differentiate(block, p, g[i / lanes], load_vector(r0 + i), load_vector(r1 + i),
+                                  load_vector(r2 + i), load_vector(r3 + i), of_y, of_x, of_mask);
+                }
+            });
+            store_vector(sum, of_y);
+            store_vector(sum + lanes, of_x);
+            store_vector(sum + 2 * lanes, of_mask);
+            if (to == nullptr) return;
+            const A w0 = block.weight[0][p], w1 = block.weight[1][p];
+            const A w2 = block.weight[2][p], w3 = block.weight[3][p];
+            with_rows(block, p, to + c, nowhere, [&](auto t0, auto t1, auto t2, auto t3) {
+#pragma GCC unroll 2
+                for (int64_t i = 0; i < V * lanes; i += lanes) {
+                    store_vector(t0 + i, load_vector(t0 + i) + w0 * g[i / lanes]);
+                    store_vector(t1 + i, load_vector(t1 + i) + w1 * g[i / lanes]);
+                    store_vector(t2 + i, load_vector(t2 + i) + w2 * g[i / lanes]);
+                    store_vector(t3 + i, load_vector(t3 + i) + w3 * g[i / lanes]);
+                }
+            });
+        });
+    }
+
+    // Fewer channels than a vector has.
+    void spread_rest(const Located<A>* at, const T* input, const T* grad, int64_t size,
+                     const T* outside, A* to, int64_t c, A* nowhere, A* sums) const {
+        for_points(at, [&](const Located<A>& block, int64_t p, int64_t point) {
+            A* const sum = sums + 3 * point * kLanes<A>;
+            with_rows(block, p, input, outside, [&](auto r0, auto r1, auto r2, auto r3) {
+                for (int64_t i = 0; i < size; i++) {
+                    differentiate(block, p, load(grad[i]), load(r0[i]), load(r1[i]), load(r2[i]),
+                                  load(r3[i]), sum[0], sum[kLanes<A>], sum[2 * kLanes<A>]);
+                }
+            });
+            if (to == nullptr) return;
+            with_rows(block, p, to + c, nowhere, [&](auto... rows) {
+                A* const row[4] = {rows...};
+                for (int64_t i = 0; i < size; i++) {
+                    for (int j = 0; j < 4; j++) row[j][i] += block.weight[j][p] * load(grad[i]);
+                }
+            });
+        });
+    }
+
+    void add_partials(const Position& at, int64_t g, int64_t slices, int64_t q,
+                      const Buffers<A>& partials, A* sum) const {
+        const int64_t first = (at.image * grid.groups + g) * slices, size = 3 * points;
+        std::memset(sum, 0, size * sizeof(A));
+        for (int64_t s = 0; s < slices; s++) {
+            for (int64_t i = 0; i < size; i++) sum[i] += partials[first + s][q * size + i];
+        }
+        grid.store(args.grad_deltas, at, g, sum);
+    }
+
+    const DeformAggregation& args;
+    const SampleGrid<A> grid;
+    const int64_t points, blocks, channels, group, width, image_pixels;
+};
+
+}  // namespace DCN_ISA
+}  // namespace dcn
