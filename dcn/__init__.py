@@ -1,11 +1,20 @@
 """Deformable operators for PyTorch: modulated deformable convolution and deformable RoI pooling."""
 
 from . import gpu, native
-from .aggregation import dcnv3, dcnv4
+from .aggregation import DCNv3, DCNv4, dcnv3, dcnv4
 from .deform_conv import DeformConv2d, deform_conv2d
 from .roi_pool import DeformRoIPool, deform_roi_pool
 
-__all__ = ["DeformConv2d", "DeformRoIPool", "dcnv3", "dcnv4", "deform_conv2d", "deform_roi_pool"]
+__all__ = [
+    "DCNv3",
+    "DCNv4",
+    "DeformConv2d",
+    "DeformRoIPool",
+    "dcnv3",
+    "dcnv4",
+    "deform_conv2d",
+    "deform_roi_pool",
+]
 __version__ = "0.1.0"
 
 native.add_kernels()

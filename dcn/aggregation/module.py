@@ -1,1 +1,256 @@
 """The layers `DCNv3` and `DCNv4`, with the arguments and parameter names of their releases."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..checks import integer
+from .definition import packed_channels
+from .function import dcnv3, dcnv4
+
+_ACTIVATIONS = {"GELU": nn.GELU, "ReLU": nn.ReLU, "SiLU": nn.SiLU}
+
+
+class DCNv3(nn.Module):
+    """DCNv3 (InternImage, arXiv 2211.05778, section 3.1).
+
+    A depthwise convolution with a norm and an activation predicts offsets and masks, and the masks
+    are normalised by a softmax over the points of a group. `dcnv3` samples projected channels and
+    sums them up, which are projected once more. Offsets start at zero, masks at 1/K.
+
+    Parameters are named as in the release, whose weights load unchanged. Its stride works here: the
+    depthwise convolution then has it, too.
+
+    Args:
+        channels: C.
+        kernel_size, pad, dilation, stride, group, offset_scale, remove_center: as in `dcnv3`; pad is
+            half of what the kernel covers, so that the map keeps its size at a stride of 1.
+        dw_kernel_size: of the depthwise convolution, odd; `kernel_size` if not given.
+        act_layer: 'GELU', 'ReLU' or 'SiLU'.
+        norm_layer: 'LN' or 'BN'.
+        center_feature_scale: mix the result with the projected input, by a weight that is predicted
+            for every position and group. Only at a stride of 1.
+
+    Shapes: [N, H, W, C] -> [N, H_out, W_out, C].
+
+    Raises:
+        TypeError: no int.
+        ValueError: group does not divide channels, or a setting that is not among those above.
+    """
+
+    def __init__(
+        self,
+        channels: int = 64,
+        kernel_size: int = 3,
+        dw_kernel_size: int | None = None,
+        stride: int = 1,
+        pad: int = 1,
+        dilation: int = 1,
+        group: int = 4,
+        offset_scale: float = 1.0,
+        act_layer: str = "GELU",
+        norm_layer: str = "LN",
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+    ) -> None:
+        super().__init__()
+        _check(channels, kernel_size, stride, pad, dilation, group, center_feature_scale)
+        if act_layer not in _ACTIVATIONS:
+            raise ValueError(f"act_layer: expected one of {[*_ACTIVATIONS]}, got {act_layer!r}")
+        if norm_layer not in ("LN", "BN"):
+            raise ValueError(f"norm_layer: expected 'LN' or 'BN', got {norm_layer!r}")
+        self.settings = (kernel_size, stride, pad, dilation, group, offset_scale, remove_center)
+        self.group = group
+        points = group * (kernel_size**2 - remove_center)
+        norm = (_ChannelsLast(), nn.LayerNorm(channels, eps=1e-6))
+        if norm_layer == "BN":
+            norm = (nn.BatchNorm2d(channels), _ChannelsLast())
+        self.dw_conv = nn.Sequential(
+            _depthwise(channels, dw_kernel_size or kernel_size, stride),
+            nn.Sequential(*norm),
+            _ACTIVATIONS[act_layer](),
+        )
+        self.offset = nn.Linear(channels, points * 2)
+        self.mask = nn.Linear(channels, points)
+        self.input_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels)
+        self.center_feature_scale = center_feature_scale
+        if center_feature_scale:
+            self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
+            self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """mmengine calls this after it has initialised all layers."""
+        _zero(self.offset, self.mask)
+        _xavier(self.input_proj, self.output_proj)
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = self.input_proj(input)
+        features = self.dw_conv(input.permute(0, 3, 1, 2))
+        mask = self.mask(features).unflatten(3, (self.group, -1)).softmax(-1).flatten(3)
+        out = dcnv3(x, self.offset(features), mask, *self.settings)
+        if self.center_feature_scale:
+            out = _mixed(
+                out,
+                x,
+                F.linear(
+                    features,
+                    self.center_feature_scale_proj_weight,
+                    self.center_feature_scale_proj_bias,
+                ),
+            )
+        return self.output_proj(out)
+
+
+class DCNv4(nn.Module):
+    """DCNv4 (arXiv 2401.06197, section 3.1).
+
+    A linear layer predicts offsets and weights, which are not normalised, in one tensor. All of
+    them start at zero, so that a fresh layer puts out its last bias, and `value_proj` has no
+    gradient in the first step.
+
+    Parameters are named as in the release, whose weights load unchanged. Its stride works here:
+    offsets are predicted at every stride-th pixel.
+
+    Args:
+        channels: C.
+        kernel_size, pad, dilation, stride, group, offset_scale, remove_center: as in `dcnv4`; pad is
+            half of what the kernel covers, so that the map keeps its size at a stride of 1.
+        dw_kernel_size: of a depthwise convolution before the linear layer, odd; none if not given.
+        center_feature_scale: mix the result with the projected input, by a weight that is predicted
+            of the result for every position and group. Only at a stride of 1.
+        output_bias: whether `output_proj` has a bias.
+        without_pointwise: leave out both projections.
+
+    Shapes: [N, L, C] -> [N, L_out, C], L = H·W pixels row by row.
+
+    Raises:
+        TypeError: no int.
+        ValueError: group does not divide channels, or a setting that is not among those above.
+    """
+
+    def __init__(
+        self,
+        channels: int = 64,
+        kernel_size: int = 3,
+        stride: int = 1,
+        pad: int = 1,
+        dilation: int = 1,
+        group: int = 4,
+        offset_scale: float = 1.0,
+        dw_kernel_size: int | None = None,
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+        output_bias: bool = True,
+        without_pointwise: bool = False,
+    ) -> None:
+        super().__init__()
+        _check(channels, kernel_size, stride, pad, dilation, group, center_feature_scale)
+        self.settings = (kernel_size, stride, pad, dilation, group, offset_scale, remove_center)
+        self.stride = stride
+        self.offset_mask_dw = None
+        if dw_kernel_size is not None:
+            self.offset_mask_dw = _depthwise(channels, dw_kernel_size, stride)
+        points = kernel_size**2 - remove_center
+        self.offset_mask = nn.Linear(channels, packed_channels(group, points))
+        self.value_proj = self.output_proj = None
+        if not without_pointwise:
+            self.value_proj = nn.Linear(channels, channels)
+            self.output_proj = nn.Linear(channels, channels, bias=output_bias)
+        self.center_feature_scale = center_feature_scale
+        if center_feature_scale:
+            self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
+            self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """mmengine calls this after it has initialised all layers."""
+        _zero(self.offset_mask)
+        if self.value_proj is not None:
+            _xavier(self.value_proj, self.output_proj)
+
+    def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        """`shape` is (H, W); without it the map is a square."""
+        n, length, channels = input.shape
+        if shape is None:
+            side = round(length**0.5)
+            shape = (side, side)
+        if shape[0] * shape[1] != length:
+            raise ValueError(f"shape: {tuple(shape)} is not that of {length} pixels")
+        x = input if self.value_proj is None else self.value_proj(input)
+        x, features = (t.view(n, *shape, channels) for t in (x, input))
+        if self.offset_mask_dw is not None:
+            features = self.offset_mask_dw(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        else:
+            features = features[:, :: self.stride, :: self.stride]
+        out = dcnv4(x, self.offset_mask(features), *self.settings)
+        if self.center_feature_scale:
+            out = _mixed(
+                out,
+                x,
+                F.linear(
+                    out,
+                    self.center_feature_scale_proj_weight,
+                    self.center_feature_scale_proj_bias,
+                ),
+            )
+        out = out.flatten(1, 2)
+        return out if self.output_proj is None else self.output_proj(out)
+
+
+class _ChannelsLast(nn.Module):
+    """[N, C, H, W] -> [N, H, W, C]."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input.permute(0, 2, 3, 1)
+
+
+def _check(
+    channels: int,
+    kernel_size: int,
+    stride: int,
+    pad: int,
+    dilation: int,
+    group: int,
+    center_feature_scale: bool,
+) -> None:
+    integer("channels", channels, 1, 2**31)
+    integer("kernel_size", kernel_size, 1, 2**15)
+    integer("stride", stride, 1, 2**31)
+    integer("dilation", dilation, 1, 2**31)
+    integer("group", group, 1, channels)
+    if channels % group:
+        raise ValueError(f"group: expected a divisor of {channels}, got {group}")
+    if 2 * pad != dilation * (kernel_size - 1):
+        raise ValueError(
+            f"pad: expected half of what the kernel covers, {dilation * (kernel_size - 1) / 2:g}, "
+            f"got {pad}"
+        )
+    if center_feature_scale and stride != 1:
+        raise ValueError(f"center_feature_scale: needs a stride of 1, got {stride}")
+
+
+def _depthwise(channels: int, kernel_size: int, stride: int) -> nn.Conv2d:
+    if kernel_size % 2 == 0:
+        raise ValueError(f"dw_kernel_size: expected an odd number, got {kernel_size}")
+    return nn.Conv2d(channels, channels, kernel_size, stride, kernel_size // 2, groups=channels)
+
+
+def _mixed(out: Tensor, x: Tensor, logits: Tensor) -> Tensor:
+    """Of [N, H, W, C] each, by sigmoid(logits) [N, H, W, G]."""
+    weight = logits.sigmoid().repeat_interleave(out.shape[3] // logits.shape[3], 3)
+    return out * (1 - weight) + x * weight
+
+
+def _zero(*layers: nn.Linear) -> None:
+    for layer in layers:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+
+
+def _xavier(*layers: nn.Linear) -> None:
+    for layer in layers:
+        nn.init.xavier_uniform_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
