@@ -23,8 +23,8 @@ class DCNv3(nn.Module):
 
     Args:
         channels: C.
-        kernel_size, pad, dilation, stride, group, offset_scale, remove_center: as in `dcnv3`; pad is
-            half of what the kernel covers, so that the map keeps its size at a stride of 1.
+        kernel_size, stride, pad, dilation, group, offset_scale, remove_center: as in `dcnv3`. pad
+            is half of what the kernel covers, so that the map keeps its size at a stride of 1.
         dw_kernel_size: of the depthwise convolution, odd; `kernel_size` if not given.
         act_layer: 'GELU', 'ReLU' or 'SiLU'.
         norm_layer: 'LN' or 'BN'.
@@ -115,9 +115,9 @@ class DCNv4(nn.Module):
 
     Args:
         channels: C.
-        kernel_size, pad, dilation, stride, group, offset_scale, remove_center: as in `dcnv4`; pad is
-            half of what the kernel covers, so that the map keeps its size at a stride of 1.
-        dw_kernel_size: of a depthwise convolution before the linear layer, odd; none if not given.
+        kernel_size, stride, pad, dilation, group, offset_scale, remove_center: as in `dcnv4`. pad
+            is half of what the kernel covers, so that the map keeps its size at a stride of 1.
+        dw_kernel_size: of a depthwise convolution before the linear layer, odd; None for none.
         center_feature_scale: mix the result with the projected input, by a weight that is predicted
             of the result for every position and group. Only at a stride of 1.
         output_bias: whether `output_proj` has a bias.
