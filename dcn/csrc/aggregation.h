@@ -48,6 +48,7 @@ class Aggregation {
     }
 
     void backward() const {
+        if (grid.positions == 0) return;
         const int64_t images = args.input.size[0], lanes = kLanes<A>;
         // Slices of a group where there are not groups enough for all threads.
         const int64_t wanted = ceil_div(args.threads, images * grid.groups);

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checks import check_shape
 from ..gpu.launch import call_kind, dot_precision, index_dtype, launch, multiprocessors
 from ..gpu.readers import list_readers
-from ..gpu.sampling import Where
+from ..gpu.sampling import Where, strides
 from ..layout import compute_dtype, like, memory_format
 from .definition import bias_gradient, check_shapes, deltas_of, grid_of
 from .gpu_kernels import (
@@ -169,8 +169,8 @@ def _grad_offset(
         grad_y=deltas.y,
         grad_x=deltas.x,
         grad_mask=deltas.mask,
-        **_strides("grad_delta", deltas.y),
-        **_strides("grad_mask", deltas.mask),
+        **strides("grad_delta", deltas.y),
+        **strides("grad_mask", deltas.mask),
         OF_OFFSET=grad_offset is not None,
         OF_MASK=grad_mask is not None,
     )
@@ -209,8 +209,3 @@ def _grad_input(call: _Call, grad: Tensor) -> Tensor:
     own = dict(grad=grad, grad_input=grad_input)
     launch(grad_input_kernel, blocks, call.arguments, **own, **vars(lists))
     return grad_input
-
-
-def _strides(name: str, tensor: Tensor | None) -> dict[str, int]:
-    strides = (0,) * 5 if tensor is None else tensor.stride()
-    return {f"{name}_{axis}": s for axis, s in zip("ngkhw", strides, strict=True)}

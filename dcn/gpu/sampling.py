@@ -83,6 +83,12 @@ class Where:
         )
 
 
+def strides(name: str, deltas: Tensor | None) -> dict[str, int]:
+    """Of [N, G, K, H_out, W_out], as the arguments of kernels."""
+    values = (0,) * 5 if deltas is None else deltas.stride()
+    return {f"{name}_{axis}": s for axis, s in zip("ngkhw", values, strict=True)}
+
+
 @triton.jit
 def unravel(position, out_h, out_w):
     """(image, row, column) of positions numbered through [N, H_out, W_out]."""

@@ -3,9 +3,14 @@
 The definition runs in float64, on the same numbers.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 
+from dcn.aggregation import definition as aggregation
 from dcn.deform_conv import definition as reference_conv
+from dcn.registration import OPERATORS
 from dcn.roi_pool import definition as reference_pool
 
 
@@ -67,7 +72,12 @@ def largest(tensor):
     return tensor.max().item() if tensor.numel() else 0.0
 
 
-def assert_conv_is_its_definition(tensors, grad, out, grads, geometry, tensor_cores=False):
+def conv_settings(case):
+    """What follows the tensors."""
+    return tuple(list(case[k]) for k in ("stride", "padding", "dilation"))
+
+
+def assert_conv_is_its_definition(tensors, grad, out, grads, case, tensor_cores=False):
     """Output, and gradients by name, of tensors of any dtype against the definition in float64.
 
     Tensor cores take operands of `dtype`, so that samples are rounded to it before they are
@@ -79,7 +89,7 @@ def assert_conv_is_its_definition(tensors, grad, out, grads, geometry, tensor_co
         for k in ("input", "offset", "weight", "bias", "mask")
     )
     grad = grad.double()
-    pairs = [list(geometry[k]) for k in ("stride", "padding", "dilation")]
+    pairs = conv_settings(case)
     expected = reference_conv.forward(x, offset, weight, bias, mask, *pairs)
     terms = reference_conv.forward(
         x.abs(), offset, weight.abs(), absolute(bias), absolute(mask), *pairs
@@ -148,8 +158,14 @@ def pool_tensors(case):
     return tensors, grad.to(case["dtype"])
 
 
-def assert_pool_is_its_definition(tensors, grad, out, grads, geometry, case):
+def pool_settings(case):
+    """What follows the tensors."""
+    return (list(case["output_size"]), 0.5, case["sampling_ratio"], 0.25)
+
+
+def assert_pool_is_its_definition(tensors, grad, out, grads, case, tensor_cores=False):
     """Output, and gradients by name, of tensors of any dtype against the definition in float64."""
+    geometry = pool_settings(case)
     x, rois, offset, mask = (
         None if tensors[k] is None else tensors[k].detach().double()
         for k in ("input", "rois", "offset", "mask")
@@ -179,3 +195,111 @@ def assert_pool_is_its_definition(tensors, grad, out, grads, geometry, case):
         else:
             terms = {"input": largest(bound), "mask": of_bins}[name]
             assert_rounded_alike(grads[name], expected, case["dtype"], terms, name)
+
+
+def aggregation_settings(case):
+    """What follows the tensors."""
+    pairs = (list(case[k]) for k in ("kernel", "stride", "padding", "dilation"))
+    return (*pairs, case["groups"], case["offset_scale"], case["without_centre"])
+
+
+def aggregation_tensors(case):
+    gen = torch.Generator().manual_seed(case["seed"])
+    settings = aggregation_settings(case)
+    grid = aggregation.grid_of(*settings[:4], *settings[5:])
+    n, groups, points = case["n"], case["groups"], grid.num_points
+    out = [
+        (size + 2 * pad - by * (k - 1) - 1) // stride + 1
+        for size, k, stride, pad, by in zip(case["size"], *settings[:4], strict=True)
+    ]
+    channels = groups * case["group_channels"]
+    reach = max(1.0, min(case["size"]) / 4) / case["offset_scale"]  # most samples are on the map
+    offset = eighths((n, *out, 2 * groups * points), gen, reach)
+    mask = torch.randn(n, *out, groups * points, generator=gen).double()
+    if case["packed"]:
+        parts = (t.unflatten(3, (groups, -1)) for t in (offset, mask))
+        offset, mask = torch.cat((*parts,), 4).flatten(3), None
+        offset = torch.nn.functional.pad(offset, (0, -offset.shape[3] % 8))
+    tensors = dict(
+        input=torch.randn(n, *case["size"], channels, generator=gen), offset=offset, mask=mask
+    )
+    first, second = case["layout"]
+    tensors = {
+        k: None if t is None else relaid(t.to(case["dtype"]), first if k == "input" else second)
+        for k, t in tensors.items()
+    }
+    return tensors, torch.randn(n, *out, channels, generator=gen).to(case["dtype"])
+
+
+def assert_aggregation_is_its_definition(tensors, grad, out, grads, case, tensor_cores=False):
+    """Output, and gradients by name, of tensors of any dtype against the definition in float64."""
+    settings, dtype = aggregation_settings(case), case["dtype"]
+    x, offset, mask = (None if t is None else t.detach().double() for t in tensors.values())
+    grid = aggregation.grid_of(*settings[:4], *settings[5:])
+    # The same samples, with weights that do not cancel.
+    above = (x.abs(), offset.clone(), None if mask is None else mask.clone())
+    aggregation.deltas_of(*above[1:], case["groups"], grid).mask.abs_()
+    weight = largest(aggregation.deltas_of(*above[1:], case["groups"], grid).mask)
+    expected = aggregation.forward(x, offset, mask, *settings)
+    terms = largest(aggregation.forward(*above, *settings))
+    assert_rounded_alike(out.detach(), expected, dtype, terms, "output")
+    grad = grad.double()
+    wanted = [True, True, mask is not None]
+    expected = aggregation.backward(grad, x, offset, mask, *settings, wanted)
+    terms = aggregation.backward(grad.abs(), *above, *settings, [True, False, False])
+    of_samples = largest(grad.abs().unflatten(3, (case["groups"], -1)).sum(4)) * largest(x.abs())
+    bounds = (largest(terms[0]), of_samples * max(1.0, weight * case["offset_scale"]), of_samples)
+    for name, e, bound in zip(("input", "offset", "mask"), expected, bounds, strict=True):
+        if e is not None:
+            assert_rounded_alike(grads[name], e, dtype, bound, f"gradient of {name}")
+
+
+@dataclass(frozen=True)
+class OperatorCase:
+    """What the checks that run over all operators need of one.
+
+    strategy: the name in strategies.py of what draws its cases, dicts.
+    tensors: of a case, by name and in the order of the operator's arguments; and the gradient of
+        its output.
+    settings: the arguments after the tensors.
+    check: compares output and gradients, by name, with the definition.
+    """
+
+    strategy: str
+    tensors: Callable
+    settings: Callable
+    check: Callable
+
+
+OPERATOR_CASES = {
+    "deform_conv2d": OperatorCase(
+        "convolutions", conv_tensors, conv_settings, assert_conv_is_its_definition
+    ),
+    "deform_roi_pool": OperatorCase(
+        "poolings", pool_tensors, pool_settings, assert_pool_is_its_definition
+    ),
+    "deform_aggregation": OperatorCase(
+        "aggregations",
+        aggregation_tensors,
+        aggregation_settings,
+        assert_aggregation_is_its_definition,
+    ),
+}
+
+
+def run_operator(name, case, forward, backward, device="cpu"):
+    """Tensors, output gradient, output and gradients by name, of kernels or of a definition."""
+    operator, own = OPERATORS[name], OPERATOR_CASES[name]
+    tensors, grad = own.tensors(case)
+    tensors = {k: None if t is None else t.to(device) for k, t in tensors.items()}
+    grad = relaid(grad.to(device), case["layout"][1])
+    arguments = (*tensors.values(), *own.settings(case))
+    wanted = [tensors[k] is not None for k in operator.gradients]
+    out = forward(*arguments)
+    grads = backward(grad, *arguments, wanted)
+    assert [g is not None for g in grads] == wanted
+    return tensors, grad, out, dict(zip(operator.gradients, grads, strict=True))
+
+
+def check_operator(name, case, forward, backward, device="cpu", **more):
+    OPERATOR_CASES[name].check(*run_operator(name, case, forward, backward, device), case, **more)

@@ -37,6 +37,30 @@ def convolutions(draw, largest=12):
 
 
 @st.composite
+def aggregations(draw, largest=12):
+    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    odd = kernel[0] * kernel[1] % 2 == 1 and kernel != (1, 1)
+    return dict(
+        n=draw(st.integers(0, 3)),
+        groups=draw(st.integers(1, 4)),
+        group_channels=draw(st.sampled_from([1, 3, 8, 16, 17, 32, 40])),
+        size=draw(st.tuples(st.integers(1, largest), st.integers(1, largest))),
+        kernel=kernel,
+        stride=draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
+        # Enough that there is an output.
+        padding=tuple(draw(st.integers(k - 1, 2 * k)) for k in kernel),
+        dilation=draw(st.tuples(st.integers(1, 2), st.integers(1, 2))),
+        offset_scale=draw(st.sampled_from([1.0, 0.5, 2.0])),
+        without_centre=draw(st.booleans()) and odd,
+        packed=draw(st.booleans()),
+        layout=draw(st.tuples(layouts, layouts)),
+        dtype=draw(every_dtype),
+        threads=draw(st.integers(1, 5)),
+        seed=draw(st.integers(0, 2**31)),
+    )
+
+
+@st.composite
 def poolings(draw, largest=14):
     return dict(
         n=draw(st.integers(1, 2)),

@@ -9,20 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import dcn
 from dcn import native
 from dcn.registration import OPERATORS
 from dcn.roi_pool import definition as reference_pool
+from tests.dcn import strategies
 from tests.dcn.definition import (
+    OPERATOR_CASES,
     assert_conv_is_its_definition,
-    assert_pool_is_its_definition,
-    conv_tensors,
+    check_operator,
     eighths,
-    pool_tensors,
-    relaid,
 )
-from tests.dcn.strategies import convolutions, poolings
 
 fuzz_calls = runpy.run_path(str(Path(__file__).with_name("fuzz.py")))["run"]
 
@@ -41,51 +40,36 @@ def vectors():
 
 @each_width
 @fast
-@given(case=convolutions())
-def test_deform_conv2d_is_its_definition(bits, case):
+@given(data=st.data())
+@pytest.mark.parametrize("name", OPERATOR_CASES)
+def test_an_operator_is_its_definition(name, bits, data):
+    case = data.draw(getattr(strategies, OPERATOR_CASES[name].strategy)())
+    kernels = OPERATORS[name].implementation("cpu")
     native.kernels.dcn_limit_vectors(bits)
     before = torch.get_num_threads()
     torch.set_num_threads(case["threads"])
     try:
-        tensors, grad = conv_tensors(case)
-        geometry = {name: case[name] for name in ("stride", "padding", "dilation")}
-        leaves = {k: None if t is None else t.requires_grad_() for k, t in tensors.items()}
-        out = dcn.deform_conv2d(**leaves, **geometry)
-        out.backward(relaid(grad, case["layout"][1]))
+        check_operator(name, case, kernels.forward, kernels.backward)
     finally:
         torch.set_num_threads(before)
         native.kernels.dcn_limit_vectors(512)
-    grads = {k: None if t is None else t.grad for k, t in leaves.items()}
-    assert_conv_is_its_definition(tensors, grad, out, grads, geometry)
 
 
-@each_width
 @fast
-@given(case=poolings())
-def test_deform_roi_pool_is_its_definition(bits, case):
-    native.kernels.dcn_limit_vectors(bits)
-    before = torch.get_num_threads()
-    torch.set_num_threads(case["threads"])
-    try:
-        tensors, grad = pool_tensors(case)
-        geometry = (case["output_size"], 0.5, case["sampling_ratio"], 0.25)
-        leaves = {
-            k: None if t is None else t.requires_grad_(k != "rois") for k, t in tensors.items()
-        }
-        out = dcn.deform_roi_pool(
-            leaves["input"],
-            leaves["rois"],
-            case["output_size"],
-            leaves["offset"],
-            leaves["mask"],
-            *geometry[1:],
-        )
-        out.backward(relaid(grad, case["layout"][1]))
-    finally:
-        torch.set_num_threads(before)
-        native.kernels.dcn_limit_vectors(512)
-    grads = {k: None if t is None else t.grad for k, t in leaves.items()}
-    assert_pool_is_its_definition(tensors, grad, out, grads, geometry, case)
+@given(data=st.data())
+@pytest.mark.parametrize("name", OPERATOR_CASES)
+def test_gradients_that_are_not_wanted_change_no_other(name, data):
+    case = data.draw(getattr(strategies, OPERATOR_CASES[name].strategy)())
+    operator, own = OPERATORS[name], OPERATOR_CASES[name]
+    kernels = operator.implementation("cpu")
+    tensors, grad = own.tensors(case)
+    arguments = (grad, *tensors.values(), *own.settings(case))
+    possible = [tensors[k] is not None for k in operator.gradients]
+    wanted = [there and data.draw(st.booleans()) for there in possible]
+    found = kernels.backward(*arguments, wanted)
+    assert [g is not None for g in found] == wanted
+    for some, every in zip(found, kernels.backward(*arguments, possible), strict=True):
+        assert some is None or torch.equal(some, every)
 
 
 def detector_sized(threads, groups=1):

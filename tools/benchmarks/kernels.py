@@ -17,6 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 
+from dcn.aggregation import gpu as aggregation
 from dcn.deform_conv import gpu as deform_conv
 from dcn.gpu import readers
 from dcn.roi_pool import gpu as deform_roi_pool
@@ -38,7 +39,7 @@ Call = namedtuple("Call", "name kernel configs arguments")
 
 
 def calls(dtype: torch.dtype) -> list[Call]:
-    """All kernels, as ResNet-50's conv4 and 512 RoIs on its output call them."""
+    """All kernels, as ResNet-50's conv4, 512 RoIs on its output and FlashInternImage call them."""
 
     def tensor(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -52,10 +53,14 @@ def calls(dtype: torch.dtype) -> list[Call]:
     deformed = (x, rois, tensor(512, 2, 7, 7), tensor(512, 1, 7, 7), *pool_geometry)
     plain = (x, rois, None, None, *pool_geometry)
     grad = tensor(512, 256, 7, 7)
-    pool = "deform_roi_pool {}"
+    pool, sums = "deform_roi_pool {}", "deform_aggregation {}"
+    features, offset_mask = tensor(1, 56, 56, 128), tensor(1, 56, 56, 216)
+    packed = (features, offset_mask, None, [3, 3], *geometry, 8, 1.0, False)
     return [
         *recorded("deform_conv2d {}", deform_conv.forward, *conv),
         *recorded("deform_conv2d {}", deform_conv.backward, x, *conv, [True] * 5),
+        *recorded(sums, aggregation.forward, *packed),
+        *recorded(sums, aggregation.backward, features, *packed, [True, True, False]),
         *recorded(pool, deform_roi_pool.forward, *deformed),
         *recorded(pool, deform_roi_pool.backward, grad, *deformed, [True] * 3),
         *recorded(f"{pool}, plain", deform_roi_pool.forward, *plain),

@@ -12,12 +12,7 @@ import dcn
 from dcn.deform_conv import definition as reference_conv
 from dcn.registration import OPERATORS
 from tests.dcn import interpreter
-from tests.dcn.definition import (
-    assert_conv_is_its_definition,
-    assert_pool_is_its_definition,
-    conv_tensors,
-    pool_tensors,
-)
+from tests.dcn.definition import OPERATOR_CASES, check_operator, conv_tensors, run_operator
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 tl = triton.language
@@ -25,8 +20,6 @@ deform_conv, deform_roi_pool, launching, readers = (
     importlib.import_module(f"dcn.{name}")
     for name in ("deform_conv.gpu", "roi_pool.gpu", "gpu.launch", "gpu.readers")
 )
-conv_forward, conv_backward = dcn.gpu.kernels(OPERATORS["deform_conv2d"])
-pool_forward, pool_backward = dcn.gpu.kernels(OPERATORS["deform_roi_pool"])
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -72,17 +65,22 @@ def each_dtype(cases, *everywhere):
     ]
 
 
-def few(strategy: str, **arguments):
-    """Runs a test on a few cases that hypothesis draws, if it is installed."""
-    try:
-        from hypothesis import HealthCheck, given, settings
-    except ImportError:
-        return pytest.mark.skip(reason="hypothesis is not installed")
+def few(name):
+    """Checks an operator in a few cases that hypothesis draws, if it is installed."""
+    hypothesis = pytest.importorskip("hypothesis")
     from tests.dcn import strategies
 
-    checks = list(HealthCheck)
-    run = settings(max_examples=12, deadline=None, suppress_health_check=checks, derandomize=True)
-    return lambda test: run(given(getattr(strategies, strategy)(**arguments))(test))
+    @hypothesis.settings(
+        max_examples=12,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        derandomize=True,
+    )
+    @hypothesis.given(getattr(strategies, OPERATOR_CASES[name].strategy)(largest=6))
+    def checked(case):
+        check(name, case)
+
+    checked()
 
 
 CONV = dict(
@@ -122,25 +120,18 @@ def on_device(tensors):
     return {k: None if t is None else t.to(DEVICE) for k, t in tensors.items()}
 
 
-def run_conv(case):
-    """Arguments, output gradient, output and gradients of a convolution."""
-    tensors, grad = conv_tensors(CONV | case)
-    tensors, grad = on_device(tensors), grad.to(DEVICE)
-    x, offset, weight, bias, mask = (
-        tensors[k] for k in ("input", "offset", "weight", "bias", "mask")
-    )
-    geometry = [list((CONV | case)[k]) for k in ("stride", "padding", "dilation")]
-    out = conv_forward(x, offset, weight, bias, mask, *geometry)
-    wanted = [True, True, True, bias is not None, mask is not None]
-    grads = conv_backward(grad, x, offset, weight, bias, mask, *geometry, wanted)
-    assert [g is not None for g in grads] == wanted
-    names = ("input", "offset", "weight", "bias", "mask")
-    found = {name: g for name, g in zip(names, grads, strict=True) if g is not None}
-    return tensors, grad, out, found
+def run(name, case):
+    """Arguments, output gradient, output and gradients of an operator."""
+    return run_operator(name, case, *dcn.gpu.kernels(OPERATORS[name]), DEVICE)
+
+
+def check(name, case):
+    kernels = dcn.gpu.kernels(OPERATORS[name])
+    check_operator(name, case, *kernels, DEVICE, tensor_cores=name == "deform_conv2d")
 
 
 def check_conv(case):
-    assert_conv_is_its_definition(*run_conv(case), CONV | case, tensor_cores=True)
+    check("deform_conv2d", CONV | case)
 
 
 @pytest.mark.parametrize("case", each_dtype(CONVS, torch.float64, torch.bfloat16))
@@ -148,9 +139,9 @@ def test_deform_conv2d(case):
     check_conv(case)
 
 
-@few("convolutions", largest=4)
-def test_deform_conv2d_of_any_shape(case):
-    check_conv(case)
+@pytest.mark.parametrize("name", OPERATOR_CASES)
+def test_an_operator_is_its_definition(name):
+    few(name)
 
 
 def with_tile_size(i, module, names, monkeypatch):
@@ -280,8 +271,8 @@ def test_no_output_channel_is_an_error():
 @pytest.mark.usefixtures("deterministic")
 def test_same_bits_twice():
     case = dict(size=(3, 3), kernel=(2, 2), dtype=torch.bfloat16)
-    _, _, out, grads = run_conv(case)
-    _, _, again, grads_again = run_conv(case)
+    _, _, out, grads = run("deform_conv2d", CONV | case)
+    _, _, again, grads_again = run("deform_conv2d", CONV | case)
     assert torch.equal(out, again)
     assert all(torch.equal(grads[k], grads_again[k]) for k in grads)
 
@@ -314,26 +305,11 @@ POOLS = {
 
 
 def check_pool(case):
-    case = POOL | case
-    tensors, grad = pool_tensors(case)
-    tensors, grad = on_device(tensors), grad.to(DEVICE)
-    arguments = [tensors[k] for k in ("input", "rois", "offset", "mask")]
-    geometry = (list(case["output_size"]), 0.5, case["sampling_ratio"], 0.25)
-    out = pool_forward(*arguments, *geometry)
-    wanted = [True, case["offset"], case["mask"]]
-    grads = pool_backward(grad, *arguments, *geometry, wanted)
-    assert [g is not None for g in grads] == wanted
-    grads = dict(zip(("input", "offset", "mask"), grads, strict=True))
-    assert_pool_is_its_definition(tensors, grad, out, grads, geometry, case)
+    check("deform_roi_pool", POOL | case)
 
 
 @pytest.mark.parametrize("case", each_dtype(POOLS, torch.float64, torch.bfloat16))
 def test_deform_roi_pool(case):
-    check_pool(case)
-
-
-@few("poolings", largest=8)
-def test_deform_roi_pool_of_any_shape(case):
     check_pool(case)
 
 

@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 import torch
 import triton.language as tl
 
+from dcn.aggregation import gpu as aggregation
 from dcn.deform_conv import gpu as deform_conv
 from dcn.roi_pool import gpu as deform_roi_pool
 from tools.benchmarks.kernels import compile_call, recorded
@@ -22,7 +23,7 @@ def tensor(*shape: int) -> torch.Tensor:
 
 
 def main() -> None:
-    for module in (deform_conv, deform_roi_pool):
+    for module in (aggregation, deform_conv, deform_roi_pool):
         module.index_dtype = lambda *tensors: tl.int64
     calls = []
     for c_in, c_out, size, kernel, groups, deform_groups, stride in CONVS:
@@ -43,6 +44,15 @@ def main() -> None:
     pooling = (rois, tensor(1, 2, 1, 1), tensor(1, 1, 1, 1), [1, 1], 1.0, 1, 0.1)
     calls += recorded("", deform_roi_pool.forward, x, *pooling)
     calls += recorded("", deform_roi_pool.backward, grad, x, *pooling, [True] * 3)
+    # Packed, of one pixel and one group; with groups of a size that is no power of two.
+    for x, offset, mask, groups in (
+        (tensor(1, 1, 1, 1), tensor(1, 1, 1, 32), None, 1),
+        (tensor(1, 5, 6, 12), tensor(1, 5, 6, 48), tensor(1, 5, 6, 24), 3),
+    ):
+        settings = ([3, 3], [1, 1], [1, 1], [1, 1], groups, 0.5, mask is not None)
+        arguments, wanted = (x, offset, mask, *settings), [True, True, mask is not None]
+        calls += recorded("", aggregation.forward, *arguments)
+        calls += recorded("", aggregation.backward, x, *arguments, wanted)
     for call in calls:
         ptx = compile_call(call, call.configs[0], 90).asm["ptx"]
         # Not as IEEE rounds: another number of samples in a bin, another bilinear weight.
