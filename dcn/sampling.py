@@ -73,7 +73,7 @@ def corner_index(y: Axis, x: Axis, width: int) -> Tensor:
     return (y.cell.unsqueeze(-1) * width + x.cell.unsqueeze(-2)).flatten(-2)
 
 
-class Samples(NamedTuple):
+class Located(NamedTuple):
     """All samples [N, H_out, W_out, G, K] of a grid, in an input that is zero outside."""
 
     y: Axis
@@ -99,7 +99,7 @@ class Samples(NamedTuple):
         return tuple(grad.permute(0, 3, 4, 1, 2) for grad in grads)
 
 
-def locate(input: Tensor, deltas: Deltas, grid: Grid) -> Samples:
+def locate(input: Tensor, deltas: Deltas, grid: Grid) -> Located:
     """Of an input [N, C, H, W]."""
     n, _, h, w = input.shape
     _, groups, _, *out = deltas.y.shape
@@ -114,7 +114,7 @@ def locate(input: Tensor, deltas: Deltas, grid: Grid) -> Samples:
         mask = deltas.mask.permute(0, 3, 4, 1, 2).to(dtype)
     image = torch.arange(n, device=input.device).view(n, 1, 1, 1, 1, 1) * (h * w)
     group = torch.arange(groups, device=input.device).view(groups, 1, 1)
-    return Samples(y, x, mask, (corner_index(y, x, w) + image) * groups + group)
+    return Located(y, x, mask, (corner_index(y, x, w) + image) * groups + group)
 
 
 class Bags(NamedTuple):

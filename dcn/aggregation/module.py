@@ -5,13 +5,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import integer
-from .definition import packed_channels
+from ..deformable import Deformable, Samples, samples_of
+from .definition import deltas_of, grid_of, packed_channels
 from .function import dcnv3, dcnv4
 
 _ACTIVATIONS = {"GELU": nn.GELU, "ReLU": nn.ReLU, "SiLU": nn.SiLU}
 
 
-class DCNv3(nn.Module):
+class DCNv3(nn.Module, Deformable):
     """DCNv3 (InternImage, arXiv 2211.05778, section 3.1).
 
     A depthwise convolution with a norm and an activation predicts offsets and masks, and the masks
@@ -85,11 +86,21 @@ class DCNv3(nn.Module):
         _zero(self.offset, self.mask)
         _xavier(self.input_proj, self.output_proj)
 
-    def forward(self, input: Tensor) -> Tensor:
-        x = self.input_proj(input)
+    def predict(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Offsets and masks, as `dcnv3` takes them, and the features that they come from."""
         features = self.dw_conv(input.permute(0, 3, 1, 2))
         mask = self.mask(features).unflatten(3, (self.group, -1)).softmax(-1).flatten(3)
-        out = dcnv3(x, self.offset(features), mask, *self.settings)
+        return self.offset(features), mask, features
+
+    def samples(self, input: Tensor) -> Samples:
+        """A BatchNorm that is trained sees the input once more."""
+        offset, mask, _ = self.predict(input)
+        return _samples(input, offset, mask, self.settings)
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = self.input_proj(input)
+        offset, mask, features = self.predict(input)
+        out = dcnv3(x, offset, mask, *self.settings)
         if self.center_feature_scale:
             out = _mixed(
                 out,
@@ -103,7 +114,7 @@ class DCNv3(nn.Module):
         return self.output_proj(out)
 
 
-class DCNv4(nn.Module):
+class DCNv4(nn.Module, Deformable):
     """DCNv4 (arXiv 2401.06197, section 3.1).
 
     A linear layer predicts offsets and weights, which are not normalised, in one tensor. All of
@@ -170,21 +181,24 @@ class DCNv4(nn.Module):
         if self.value_proj is not None:
             _xavier(self.value_proj, self.output_proj)
 
-    def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
-        """`shape` is (H, W); without it the map is a square."""
-        n, length, channels = input.shape
-        if shape is None:
-            side = round(length**0.5)
-            shape = (side, side)
-        if shape[0] * shape[1] != length:
-            raise ValueError(f"shape: {tuple(shape)} is not that of {length} pixels")
-        x = input if self.value_proj is None else self.value_proj(input)
-        x, features = (t.view(n, *shape, channels) for t in (x, input))
+    def predict(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        """Offsets and weights, as `dcnv4` takes them."""
+        features = input.unflatten(1, _shape(input, shape))
         if self.offset_mask_dw is not None:
             features = self.offset_mask_dw(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         else:
             features = features[:, :: self.stride, :: self.stride]
-        out = dcnv4(x, self.offset_mask(features), *self.settings)
+        return self.offset_mask(features)
+
+    def samples(self, input: Tensor, shape: tuple[int, int] | None = None) -> Samples:
+        image = input.unflatten(1, _shape(input, shape))
+        return _samples(image, self.predict(input, shape), None, self.settings)
+
+    def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        """`shape` is (H, W); without it the map is a square."""
+        x = input if self.value_proj is None else self.value_proj(input)
+        x = x.unflatten(1, _shape(input, shape))
+        out = dcnv4(x, self.predict(input, shape), *self.settings)
         if self.center_feature_scale:
             out = _mixed(
                 out,
@@ -197,6 +211,22 @@ class DCNv4(nn.Module):
             )
         out = out.flatten(1, 2)
         return out if self.output_proj is None else self.output_proj(out)
+
+
+def _shape(input: Tensor, shape: tuple[int, int] | None) -> tuple[int, int]:
+    length = input.shape[1]
+    if shape is None:
+        side = round(length**0.5)
+        shape = (side, side)
+    if shape[0] * shape[1] != length:
+        raise ValueError(f"shape: {tuple(shape)} is not that of {length} pixels")
+    return tuple(shape)
+
+
+def _samples(input: Tensor, offset: Tensor, mask: Tensor | None, settings: tuple) -> Samples:
+    kernel_size, stride, pad, dilation, group, *rest = settings
+    grid = grid_of(*([size] * 2 for size in (kernel_size, stride, pad, dilation)), *rest)
+    return samples_of(deltas_of(offset, mask, group, grid), grid, input.shape[1:3])
 
 
 class _ChannelsLast(nn.Module):

@@ -13,7 +13,7 @@ from ..grid import Deltas, Grid
 from ..layout import compute_dtype, like, memory_format
 from ..sampling import (
     Bags,
-    Samples,
+    Located,
     from_rows,
     locate,
     make_bags,
@@ -176,7 +176,7 @@ def bias_gradient(grad: Tensor, bias: Tensor) -> Tensor:
     return grad.sum((0, 2, 3)).to(bias.dtype)
 
 
-def _bags(input: Tensor, deltas: Deltas, grid: Grid) -> tuple[Samples, Bags]:
+def _bags(input: Tensor, deltas: Deltas, grid: Grid) -> tuple[Located, Bags]:
     """A bag of four corners per sample, in the order [N, H_out, W_out, K, G]."""
     samples = locate(input, deltas, grid)
     row, weight = (t.transpose(3, 4).reshape(-1) for t in (samples.row, samples.weight))

@@ -2,12 +2,24 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 
+from ..checks import pair
+from ..deformable import Deformable, Samples, samples_of
+from .definition import deltas_of, grid_of
 from .function import deform_conv2d
 
 
-class DeformConv2d(nn.Conv2d):
+class _ZeroConv2d(nn.Conv2d):
+    """Starts at zero whenever it starts: also after `to_empty`."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class DeformConv2d(nn.Conv2d, Deformable):
     """Deformable convolution that predicts its own offsets (and masks, when modulated).
 
     Another convolution on the same input, `conv_offset`, with the same kernel, stride, padding and
@@ -19,8 +31,8 @@ class DeformConv2d(nn.Conv2d):
     `conv_offset.bias`), so mmdetection's DCN and DCNv2 checkpoints load unchanged.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
-            `torch.nn.Conv2d`.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device,
+            dtype: as in `torch.nn.Conv2d`; of the paddings by name, 'same'.
         deform_groups: G; groups of input channels that share offsets and masks.
         modulated: DCNv2 (True) or DCNv1 (False).
         mask_scale: Δm = mask_scale · sigmoid(logit). 1 is the paper's text; the authors' code has
@@ -29,7 +41,9 @@ class DeformConv2d(nn.Conv2d):
     Shapes: [N, C_in, H, W] -> [N, C_out, H_out, W_out].
 
     Raises:
-        ValueError: deform_groups does not divide in_channels, or mask_scale is not positive.
+        TypeError: a size that is no int.
+        ValueError: deform_groups does not divide in_channels, mask_scale is not positive, or a size
+            out of range.
     """
 
     def __init__(
@@ -45,9 +59,29 @@ class DeformConv2d(nn.Conv2d):
         bias: bool = True,
         modulated: bool = True,
         mask_scale: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        kernel_size = pair("kernel_size", kernel_size, 1)
+        dilation = pair("dilation", dilation, 1)
+        if padding == "same":
+            if pair("stride", stride, 1) != (1, 1):
+                raise ValueError(f"padding: 'same' needs a stride of 1, got {stride!r}")
+            reach = [step * (k - 1) for k, step in zip(kernel_size, dilation, strict=True)]
+            if any(size % 2 for size in reach):
+                raise ValueError("padding: 'same' needs as much of it on either side")
+            padding = (reach[0] // 2, reach[1] // 2)
+        placed = dict(device=device, dtype=dtype)
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
+            in_channels,
+            out_channels,
+            kernel_size,
+            pair("stride", stride, 1),
+            pair("padding", padding, 0),
+            dilation,
+            groups,
+            bias,
+            **placed,
         )
         if deform_groups < 1 or in_channels % deform_groups:
             raise ValueError(
@@ -60,27 +94,63 @@ class DeformConv2d(nn.Conv2d):
         self.mask_scale = mask_scale
         points = self.kernel_size[0] * self.kernel_size[1]
         self.offset_channels = 2 * deform_groups * points
-        self.conv_offset = nn.Conv2d(
+        self.conv_offset = _ZeroConv2d(
             in_channels,
             (3 if modulated else 2) * deform_groups * points,
             self.kernel_size,
             self.stride,
             self.padding,
             self.dilation,
+            **placed,
         )
-        self.init_weights()
 
     def init_weights(self) -> None:
         """Zero `conv_offset`. mmengine calls this after it has initialised all convolutions."""
-        nn.init.zeros_(self.conv_offset.weight)
-        nn.init.zeros_(self.conv_offset.bias)
+        self.conv_offset.reset_parameters()
 
-    def forward(self, input: Tensor) -> Tensor:
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, **settings) -> "DeformConv2d":
+        """With the geometry and the trained weight of a regular convolution."""
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            raise ValueError(f"conv: only padding with zeros of a given size, got {conv}")
+        deformed = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            bias=conv.bias is not None,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+            **settings,
+        )
+        deformed.load_state_dict(conv.state_dict(), strict=False)
+        return deformed
+
+    def predict(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Offsets and masks, as `deform_conv2d` takes them."""
         prediction = self.conv_offset(input)
-        offset, mask = prediction, None
-        if self.modulated:
-            offset, mask = prediction.split((self.offset_channels, self.offset_channels // 2), -3)
-            mask = mask.sigmoid() if self.mask_scale == 1 else self.mask_scale * mask.sigmoid()
+        if not self.modulated:
+            return prediction, None
+        offset, mask = prediction.split((self.offset_channels, self.offset_channels // 2), -3)
+        mask = mask.sigmoid() if self.mask_scale == 1 else self.mask_scale * mask.sigmoid()
+        return offset, mask
+
+    def samples(self, input: Tensor) -> Samples:
+        grid = grid_of(self.weight, self.stride, self.padding, self.dilation)
+        deltas = deltas_of(*self.predict(input), grid.num_points)
+        return samples_of(deltas, grid, input.shape[2:])
+
+    def forward(
+        self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """With offsets (and masks) from elsewhere, as heads predict them, its own are not used."""
+        if offset is None:
+            if mask is not None:
+                raise ValueError("mask: needs an offset beside it")
+            offset, mask = self.predict(input)
         return deform_conv2d(
             input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask
         )

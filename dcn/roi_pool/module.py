@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from ..checks import pair
+from ..deformable import Deformable, Samples
 from .function import check_gamma, deform_roi_pool
 
 
-class DeformRoIPool(nn.Module):
+class DeformRoIPool(nn.Module, Deformable):
     """Deformable RoI pooling that predicts its own offsets (and masks, when modulated).
 
     The RoIs are pooled plainly first; fully connected layers on those features yield the offsets
@@ -62,29 +64,51 @@ class DeformRoIPool(nn.Module):
         self.offset_fc = _mlp(*widths, (3 if share_masks else 2) * bins)
         self.mask_fc = _mlp(*widths[:2], bins) if modulated and not shared_fc else None
 
-    def forward(self, input: Tensor, rois: Tensor, spatial_scale: float | None = None) -> Tensor:
-        scale = self.spatial_scale if spatial_scale is None else spatial_scale
-
-        def pool(offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-            return deform_roi_pool(
-                input,
-                rois,
-                self.output_size,
-                offset,
-                mask,
-                scale,
-                self.sampling_ratio,
-                self.gamma,
-            )
-
-        plain = pool().flatten(1)
+    def predict(
+        self, input: Tensor, rois: Tensor, spatial_scale: float | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Offsets and masks, as `deform_roi_pool` takes them."""
+        plain = self._pool(input, rois, spatial_scale).flatten(1)
         prediction = self.offset_fc(plain).unflatten(1, (-1, *self.output_size))
-        offset, mask = prediction, None
         if self.mask_fc is not None:
             mask = self.mask_fc(plain).unflatten(1, (1, *self.output_size)).sigmoid()
-        elif self.modulated:
-            offset, mask = prediction[:, :2], prediction[:, 2:].sigmoid()
-        return pool(offset, mask)
+            return prediction, mask
+        if self.modulated:
+            return prediction[:, :2], prediction[:, 2:].sigmoid()
+        return prediction, None
+
+    def samples(self, input: Tensor, rois: Tensor, spatial_scale: float | None = None) -> Samples:
+        """The centres of the bins, in pixels of the image: [K, 1, 1, ph, pw]."""
+        offset, mask = self.predict(input, rois, spatial_scale)
+        scale = self.spatial_scale if spatial_scale is None else spatial_scale
+        rois = rois.float()
+        size = (rois[:, 3:5] - rois[:, 1:3]).view(-1, 2, 1, 1)  # width, height
+        x1, y1 = rois[:, 1, None, None], rois[:, 2, None, None]
+        rows, columns = ((torch.arange(n, device=rois.device) + 0.5) / n for n in self.output_size)
+        rest_y, rest_x = y1 + rows[:, None] * size[:, 1], x1 + columns * size[:, 0]
+        shift = self.gamma * offset.float() * size
+        found = (rest_y + shift[:, 1], rest_x + shift[:, 0], mask, rest_y, rest_x)
+        y, x, mask, rest_y, rest_x = (
+            None if t is None else t.reshape(len(rois), 1, 1, *t.shape[-2:]) for t in found
+        )
+        image = (input.shape[2] / scale, input.shape[3] / scale)
+        return Samples(y, x, mask, rest_y, rest_x, (0.0, 0.0), image)
+
+    def forward(self, input: Tensor, rois: Tensor, spatial_scale: float | None = None) -> Tensor:
+        offset, mask = self.predict(input, rois, spatial_scale)
+        return self._pool(input, rois, spatial_scale, offset, mask)
+
+    def _pool(
+        self,
+        input: Tensor,
+        rois: Tensor,
+        spatial_scale: float | None,
+        offset: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        scale = self.spatial_scale if spatial_scale is None else spatial_scale
+        geometry = (scale, self.sampling_ratio, self.gamma)
+        return deform_roi_pool(input, rois, self.output_size, offset, mask, *geometry)
 
     def extra_repr(self) -> str:
         return (

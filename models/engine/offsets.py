@@ -10,7 +10,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor
 
-from dcn import DeformConv2d, DeformRoIPool
+from dcn.deformable import Deformable, Samples
 
 from ..roi_heads import DeformRoIExtractor
 
@@ -50,15 +50,13 @@ class OffsetStatisticsHook(Hook):
         self.largest: dict[str, float] = {}
         self.warned: set[str] = set()
         self.handles: list = []
-        self.samples: dict[str, list[Samples]] = {}
+        self.samples: dict[str, list[Measured]] = {}
         self.measured: set[str] = set()
 
     def before_train(self, runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self.layers = {
-            name: module
-            for name, module in model.named_modules()
-            if isinstance(module, DeformConv2d | DeformRoIPool)
+            name: module for name, module in model.named_modules() if isinstance(module, Deformable)
         }
         # The module whose first pass is over the images: it may call a layer for every level.
         self.passes = dict(self.layers)
@@ -94,32 +92,17 @@ class OffsetStatisticsHook(Hook):
             self.largest[name] = max(self.largest.get(name, 0.0), figures["p95"])
             self._warn(name, figures, (runner.iter + 1) / runner.max_iters)
 
-    def _watch(self, name: str, layer: DeformConv2d | DeformRoIPool) -> None:
+    def _watch(self, name: str, layer: Deformable) -> None:
         """Measure what `layer` does in its next pass, the one over the images."""
-        prediction: dict[str, Tensor] = {}
-        samples = self.samples[name]
-        conv = isinstance(layer, DeformConv2d)
-
-        def keep(key: str):
-            def hook(module, args, output) -> None:
-                prediction[key] = output.detach()
-
-            return hook
 
         def measure(module, args, output) -> None:
-            if name in self.measured:
-                return
-            with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
-                found = _conv if conv else _pool
-                samples.append(found(module, prediction, *args))
+            if name not in self.measured:
+                with torch.no_grad():
+                    self.samples[name].append(_thinned(module.samples(*args)))
 
         def end(module, args, output) -> None:
             self.measured.add(name)
 
-        predictors = dict(value=layer.conv_offset if conv else layer.offset_fc)
-        if not conv and layer.mask_fc is not None:
-            predictors["mask"] = layer.mask_fc
-        self.handles += [m.register_forward_hook(keep(key)) for key, m in predictors.items()]
         self.handles.append(layer.register_forward_hook(measure))
         self.handles.append(self.passes[name].register_forward_hook(end))
 
@@ -145,18 +128,17 @@ class OffsetStatisticsHook(Hook):
         print_log(f"{name} {problem}", logger="current", level=logging.WARNING)
 
 
-# Of n samples: offsets [n, 2] in pixels, masks [n] or None, and which are outside of the image [n],
-# with their offsets and without.
-Samples = tuple[Tensor, Tensor | None, Tensor, Tensor]
+# Of n samples: the lengths of their offsets in pixels [n], masks [n] or None, and which are outside
+# of the image [n], with their offsets and without.
+Measured = tuple[Tensor, Tensor | None, Tensor, Tensor]
 
 
-def _figures(samples: list[Samples]) -> dict[str, float]:
-    if not sum(len(offset) for offset, *_ in samples):
+def _figures(samples: list[Measured]) -> dict[str, float]:
+    if not sum(len(length) for length, *_ in samples):
         return {}
-    offset, mask, outside, at_rest = (
+    length, mask, outside, at_rest = (
         None if parts[0] is None else torch.cat(parts) for parts in zip(*samples, strict=True)
     )
-    length = offset.norm(dim=1)
     moved_out = (outside & ~at_rest).sum() / (~at_rest).sum().clamp(min=1)
     figures = [length.mean(), length.quantile(0.95), outside.float().mean(), moved_out]
     names = ["mean", "p95", "outside", "moved_out"]
@@ -166,35 +148,20 @@ def _figures(samples: list[Samples]) -> dict[str, float]:
     return dict(zip(names, torch.stack(figures).tolist(), strict=True))  # one wait for the device
 
 
-def _conv(layer: DeformConv2d, predicted: dict[str, Tensor], input: Tensor) -> Samples:
-    """Of a convolution; its offsets are (dy, dx)."""
-    prediction = predicted["value"]
-    n, _, rows, columns = prediction.shape
-    points = layer.kernel_size[0] * layer.kernel_size[1]
-    device = prediction.device
-    offset, logits = prediction.float().split_with_sizes(
-        [layer.offset_channels, prediction.shape[1] - layer.offset_channels], 1
+def _thinned(samples: Samples) -> Measured:
+    shape = samples.y.shape
+    count = samples.y.numel()
+    step = _step(count, shape[3] * shape[4])
+    y, x, rest_y, rest_x, mask = (
+        None if t is None else t.expand(shape).reshape(-1)[::step].float()
+        for t in (samples.y, samples.x, samples.rest_y, samples.rest_x, samples.mask)
     )
-    # [N, G, K, 2, H, W] -> samples in the order N, G, K, H, W
-    offset = offset.reshape(n, layer.deform_groups, points, 2, rows, columns)
-    offset = offset.movedim(3, -1).reshape(-1, 2)
-    chosen = torch.arange(0, len(offset), _step(len(offset), rows * columns), device=device)
-    offset = offset[chosen]
-    column, row = chosen % columns, chosen // columns % rows
-    point = chosen // (rows * columns) % points
-    kernel = (point // layer.kernel_size[1], point % layer.kernel_size[1])
-    outside = torch.zeros(len(chosen), dtype=torch.bool, device=device)
-    at_rest = outside.clone()
-    for axis, place in enumerate((row, column)):
-        regular = (
-            place * layer.stride[axis] - layer.padding[axis] + kernel[axis] * layer.dilation[axis]
-        )
-        for position, result in ((regular, at_rest), (regular + offset[:, axis], outside)):
-            result |= ~((position > -1) & (position < input.shape[2 + axis]))
-    mask = None
-    if layer.modulated:
-        mask = layer.mask_scale * logits.reshape(-1)[chosen].sigmoid()
-    return offset, mask, outside, at_rest
+    outside, at_rest = (
+        ~((samples.low[0] < y) & (y < samples.high[0]))
+        | ~((samples.low[1] < x) & (x < samples.high[1]))
+        for y, x in ((y, x), (rest_y, rest_x))
+    )
+    return torch.hypot(y - rest_y, x - rest_x), mask, outside, at_rest
 
 
 def _step(count: int, pixels: int) -> int:
@@ -203,33 +170,3 @@ def _step(count: int, pixels: int) -> int:
     while math.gcd(step, pixels) > 1:
         step += 1
     return step
-
-
-def _pool(
-    layer: DeformRoIPool,
-    predicted: dict[str, Tensor],
-    input: Tensor,
-    rois: Tensor,
-    spatial_scale: float | None = None,
-) -> Samples:
-    """Of the bins of RoI pooling; their offsets are (dx, dy)."""
-    ph, pw = layer.output_size
-    bins = predicted["value"].float().unflatten(1, (-1, ph, pw))
-    scale = layer.spatial_scale if spatial_scale is None else spatial_scale
-    rois = rois.float()
-    size = rois[:, 3:5] - rois[:, 1:3]  # width, height
-    offset = layer.gamma * bins[:, :2] * size[:, :, None, None]
-    x = (torch.arange(pw, device=rois.device) + 0.5) / pw
-    y = (torch.arange(ph, device=rois.device) + 0.5) / ph
-    centres = torch.stack(torch.meshgrid(x, y, indexing="xy"))  # [2, ph, pw]
-    regular = rois[:, 1:3, None, None] + centres * size[:, :, None, None]
-    image = input.new_tensor([input.shape[3], input.shape[2]]).float() / scale
-    at_rest, outside = (
-        ((place < 0) | (place > image[:, None, None])).any(1).flatten()
-        for place in (regular, regular + offset)
-    )
-    mask = None
-    if layer.modulated:
-        logits = predicted["mask"].float() if "mask" in predicted else bins[:, 2]
-        mask = logits.reshape(-1).sigmoid()
-    return offset.movedim(1, -1).reshape(-1, 2), mask, outside, at_rest

@@ -1,0 +1,47 @@
+"""What every deformable layer tells of itself: where it samples."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .grid import Deltas, Grid
+
+
+class Samples(NamedTuple):
+    """Of n images or RoIs: [n, groups, points, rows, columns], or what broadcasts to that.
+
+    y, x: where samples lie, in pixels of the input (of RoI pooling: in pixels of the image).
+    mask: what they are multiplied by; None stands for ones.
+    rest_y, rest_x: where they would lie without offsets.
+    low, high: (y, x) between which samples are inside of the image.
+    """
+
+    y: Tensor
+    x: Tensor
+    mask: Tensor | None
+    rest_y: Tensor
+    rest_x: Tensor
+    low: tuple[float, float]
+    high: tuple[float, float]
+
+
+class Deformable:
+    """A layer whose samples move.
+
+    Statistics, pictures and receptive fields ask for `samples`, so that only a layer itself knows
+    in which layout it predicts.
+    """
+
+    def samples(self, *inputs: Tensor) -> Samples:
+        """Of a call with these arguments. It predicts once more, so keep it out of hot paths."""
+        raise NotImplementedError
+
+
+def samples_of(deltas: Deltas, grid: Grid, input_size: tuple[int, int]) -> Samples:
+    """Of an operator that samples a map of (H, W) pixels and reads zeros outside."""
+    y, x = (delta.float() * grid.scale for delta in deltas[:2])
+    rest_y, rest_x = grid.positions(deltas.y.shape[3:], y)
+    rest_y, rest_x = rest_y.T[:, :, None], rest_x.T[:, None, :]  # [K, H_out, 1], [K, 1, W_out]
+    mask = None if deltas.mask is None else deltas.mask.float()
+    high = (float(input_size[0]), float(input_size[1]))
+    return Samples(rest_y + y, rest_x + x, mask, rest_y, rest_x, (-1.0, -1.0), high)
