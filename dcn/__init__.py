@@ -3,9 +3,11 @@
 from . import gpu, native
 from .aggregation import DCNv3, DCNv4, dcnv3, dcnv4
 from .deform_conv import DeformConv2d, deform_conv2d
+from .layers import LAYERS
 from .roi_pool import DeformRoIPool, deform_roi_pool
 
 __all__ = [
+    "LAYERS",
     "DCNv3",
     "DCNv4",
     "DeformConv2d",

@@ -70,7 +70,7 @@ def _content(detector, backbone, neck, conv, pool, mimic, schedule) -> str:
         kind, stages = conv.split("-", 1)
         deform = dict(stages=STAGES[stages])
         if kind == "dconv":
-            deform["modulated"] = False
+            deform["conv"] = "dconv"
         model["backbone"]["deform"] = deform
     if pool:
         extractor = dict(pool=pool)

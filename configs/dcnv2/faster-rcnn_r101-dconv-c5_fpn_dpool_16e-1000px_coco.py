@@ -11,7 +11,7 @@ model = dict(
         norm_cfg=dict(requires_grad=False),
         depth=101,
         init_cfg=dict(checkpoint="torchvision://resnet101"),
-        deform=dict(stages=(False, False, False, True), modulated=False),
+        deform=dict(stages=(False, False, False, True), conv="dconv"),
     ),
     roi_head=dict(bbox_roi_extractor=dict(pool="dpool", deform=dict(per_level=True))),
 )

@@ -7,6 +7,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(deform=dict(stages=(False, True, True, True), modulated=False)),
+    backbone=dict(deform=dict(stages=(False, True, True, True), conv="dconv")),
     roi_head=dict(bbox_roi_extractor=dict(pool="dpool")),
 )

@@ -9,7 +9,7 @@ _base_ = [
 model = dict(
     backbone=dict(
         norm_cfg=dict(requires_grad=False),
-        deform=dict(stages=(False, True, True, True), modulated=False),
+        deform=dict(stages=(False, True, True, True), conv="dconv"),
     ),
     roi_head=dict(bbox_roi_extractor=dict(pool="dpool", deform=dict(per_level=True))),
 )

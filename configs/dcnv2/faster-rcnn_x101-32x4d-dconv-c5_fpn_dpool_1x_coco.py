@@ -14,7 +14,7 @@ model = dict(
         groups=32,
         base_width=4,
         init_cfg=dict(checkpoint="open-mmlab://resnext101_32x4d"),
-        deform=dict(stages=(False, False, False, True), modulated=False),
+        deform=dict(stages=(False, False, False, True), conv="dconv"),
     ),
     roi_head=dict(bbox_roi_extractor=dict(pool="dpool", deform=dict(per_level=True))),
 )

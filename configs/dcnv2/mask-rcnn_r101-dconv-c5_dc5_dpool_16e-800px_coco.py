@@ -10,7 +10,7 @@ model = dict(
     backbone=dict(
         depth=101,
         init_cfg=dict(checkpoint="open-mmlab://detectron2/resnet101_caffe"),
-        deform=dict(stages=(False, False, False, True), modulated=False),
+        deform=dict(stages=(False, False, False, True), conv="dconv"),
     ),
     roi_head=dict(bbox_roi_extractor=dict(pool="dpool"), mask_roi_extractor=dict(pool="dpool")),
 )

@@ -6,4 +6,4 @@ _base_ = [
     "../_base_/default_runtime.py",
 ]
 
-model = dict(backbone=dict(deform=dict(stages=(False, True, True, True), modulated=False)))
+model = dict(backbone=dict(deform=dict(stages=(False, True, True, True), conv="dconv")))

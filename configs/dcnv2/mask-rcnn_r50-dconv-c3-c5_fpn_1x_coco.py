@@ -9,6 +9,6 @@ _base_ = [
 model = dict(
     backbone=dict(
         norm_cfg=dict(requires_grad=False),
-        deform=dict(stages=(False, True, True, True), modulated=False),
+        deform=dict(stages=(False, True, True, True), conv="dconv"),
     ),
 )

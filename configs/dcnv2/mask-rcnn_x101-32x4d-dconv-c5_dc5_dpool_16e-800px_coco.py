@@ -19,7 +19,7 @@ model = dict(
         base_width=4,
         init_cfg=dict(checkpoint="open-mmlab://resnext101_32x4d"),
         style="pytorch",
-        deform=dict(stages=(False, False, False, True), modulated=False),
+        deform=dict(stages=(False, False, False, True), conv="dconv"),
     ),
     roi_head=dict(bbox_roi_extractor=dict(pool="dpool"), mask_roi_extractor=dict(pool="dpool")),
 )

@@ -81,6 +81,11 @@ class DCNv3(nn.Module, Deformable):
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
         self.init_weights()
 
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, **settings) -> "InPlaceOfConv2d":
+        """In place of a square convolution, whose weight is not used; 16 channels a group."""
+        return InPlaceOfConv2d(cls(**_geometry(conv), **(_groups(conv) | settings)), conv)
+
     def init_weights(self) -> None:
         """mmengine calls this after it has initialised all layers."""
         _zero(self.offset, self.mask)
@@ -175,6 +180,11 @@ class DCNv4(nn.Module, Deformable):
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
         self.init_weights()
 
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, **settings) -> "InPlaceOfConv2d":
+        """In place of a square convolution, whose weight is not used; 16 channels a group."""
+        return InPlaceOfConv2d(cls(**_geometry(conv), **(_groups(conv) | settings)), conv)
+
     def init_weights(self) -> None:
         """mmengine calls this after it has initialised all layers."""
         _zero(self.offset_mask)
@@ -211,6 +221,59 @@ class DCNv4(nn.Module, Deformable):
             )
         out = out.flatten(1, 2)
         return out if self.output_proj is None else self.output_proj(out)
+
+
+class InPlaceOfConv2d(nn.Module, Deformable):
+    """A DCNv3 or DCNv4 that takes and gives what a convolution does.
+
+    Shapes: [N, C_in, H, W] -> [N, C_out, H_out, W_out]; `output_proj` gives C_out channels.
+    """
+
+    def __init__(self, layer: DCNv3 | DCNv4, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.layer = layer
+        if conv.out_channels != conv.in_channels:
+            layer.output_proj = nn.Linear(conv.in_channels, conv.out_channels)
+            _xavier(layer.output_proj)
+        self.to(conv.weight)
+
+    def init_weights(self) -> None:
+        """mmengine calls this after it has initialised all layers."""
+        self.layer.init_weights()
+
+    def samples(self, input: Tensor) -> Samples:
+        return self.layer.samples(*self._arguments(input))
+
+    def forward(self, input: Tensor) -> Tensor:
+        out = self.layer(*self._arguments(input))
+        if isinstance(self.layer, DCNv4):
+            stride = self.layer.stride
+            out = out.unflatten(1, [(size - 1) // stride + 1 for size in input.shape[2:]])
+        return out.permute(0, 3, 1, 2)
+
+    def _arguments(self, input: Tensor) -> tuple:
+        image = input.permute(0, 2, 3, 1)
+        if isinstance(self.layer, DCNv4):
+            return image.flatten(1, 2), tuple(input.shape[2:])
+        return (image,)
+
+
+def _geometry(conv: nn.Conv2d) -> dict[str, int]:
+    """As the layers' arguments, which are the same along both axes."""
+    found = dict(channels=conv.in_channels)
+    names = dict(kernel_size="kernel_size", stride="stride", padding="pad", dilation="dilation")
+    for name, own in names.items():
+        value = getattr(conv, name)
+        if isinstance(value, str) or len(set(value)) > 1:
+            raise ValueError(f"conv: expected the same {name} along both axes, got {value}")
+        found[own] = value[0]
+    return found
+
+
+def _groups(conv: nn.Conv2d) -> dict[str, int]:
+    """The most groups of at least 16 channels each, as in InternImage."""
+    most = max(conv.in_channels // 16, 1)
+    return dict(group=next(g for g in range(most, 0, -1) if conv.in_channels % g == 0))
 
 
 def _shape(input: Tensor, shape: tuple[int, int] | None) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from mmdet.models.backbones import ResNet, ResNeXt
 from mmdet.registry import MODELS
 from torch import nn
 
-from dcn import DeformConv2d
+from dcn import LAYERS
 
 
 class _Deform:
@@ -19,17 +19,19 @@ class _Deform:
             - `layers` (int): the last so many 3×3 convolutions, counted from the output; or
             - `stages` (sequence of bool, one per stage): all of those stages. Where both are given,
               `layers` counts, so that `model.backbone.deform.layers=9` works on every config;
-            - `modulated` (bool): DCNv2 (True, the default) or DCNv1;
-            - `deform_groups` (int): groups of channels with offsets of their own. Default 1;
-            - `mask_scale` (float): Δm = mask_scale · sigmoid. 1, the default, is the paper's text;
-              2 is the authors' code, where Δm starts at 1.
+            - `conv` (str): what takes their place, a name of `dcn.LAYERS`: 'mdconv' (DCNv2, the
+              default), 'dconv' (DCNv1), 'dcnv3', 'dcnv4', ...;
+            - settings of that layer, for example `deform_groups` (int, 1), and of 'mdconv'
+              `mask_scale` (float): Δm = mask_scale · sigmoid. 1, the default, is the paper's text;
+              2 is the authors' code, where Δm starts at 1;
+            - `modulated` (bool): an older way to say 'mdconv' (True) or 'dconv'.
 
             In ResNet-50, conv3–conv5 have 13 of them: 3 layers are conv5, 9 are conv4–conv5, and
             the paper's 12 leave out the first of conv3. In ResNet-18 conv3–conv5 are 12.
 
     All other arguments are those of mmdet's class. Every deformable convolution takes its stride,
     dilation, groups and weight from the regular one in its place, so weights of the regular network
-    load into it by the same names.
+    load into it by the same names. DCNv3 and DCNv4 have no such weight.
 
     Raises:
         ValueError: `deform` has other keys, neither `layers` nor `stages`, more layers than there
@@ -76,12 +78,17 @@ def _check_depth(depth: int, init_cfg) -> None:
 
 
 def checked(deform: dict, num_stages: int) -> dict:
-    settings = dict(layers=None, stages=None, modulated=True, deform_groups=1, mask_scale=1.0)
-    unknown = sorted(set(deform) - set(settings))
-    if unknown:
-        raise ValueError(f"deform: unknown keys {unknown}, expected some of {sorted(settings)}")
-    settings.update(deform)
+    settings = dict(layers=None, stages=None, conv="mdconv") | deform
     layers, stages = settings["layers"], settings["stages"]
+    modulated = settings.pop("modulated", None)
+    if modulated is not None and "conv" not in deform:
+        settings["conv"] = "mdconv" if modulated else "dconv"
+    if settings["conv"] not in LAYERS:
+        raise ValueError(f"deform: conv={settings['conv']!r}, expected one of {[*LAYERS]}")
+    known = {"layers", "stages", "conv", *LAYERS[settings["conv"]].settings}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise ValueError(f"deform: unknown keys {unknown}, expected some of {sorted(known)}")
     if layers is None and stages is None:
         raise ValueError("deform: give layers or stages")
     if layers is not None and (not isinstance(layers, int) or layers < 0):
@@ -95,6 +102,7 @@ def make_deformable(
     convs: list[tuple[int, nn.Module, str]],
     layers: int | None,
     stages: Sequence[bool] | None,
+    conv: str,
     kinds: tuple[type, ...] = (nn.Conv2d,),
     **settings,
 ) -> None:
@@ -102,8 +110,9 @@ def make_deformable(
 
     Args:
         convs: (stage, parent module, name in it) of all that could be, from input to output.
-        kinds: the classes whose geometry a `DeformConv2d` can take over.
-        settings: of the `DeformConv2d`: modulated, deform_groups, mask_scale.
+        conv: a name of `dcn.LAYERS`.
+        kinds: the classes of convolutions that it can take the place of.
+        settings: of the layer.
 
     Raises:
         ValueError: more layers than there are, or a convolution of another kind.
@@ -118,23 +127,7 @@ def make_deformable(
             )
         chosen = [(block, name) for _, block, name in convs[len(convs) - layers :]]
     for block, name in chosen:
-        conv = getattr(block, name)
-        if type(conv) not in kinds:
-            raise ValueError(f"deform: cannot replace a {type(conv).__name__}, only a Conv2d")
-        setattr(block, name, _deformed(conv, **settings))
-
-
-def _deformed(conv: nn.Conv2d, **settings) -> DeformConv2d:
-    deformed = DeformConv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        conv.groups,
-        bias=conv.bias is not None,
-        **settings,
-    )
-    deformed.load_state_dict(conv.state_dict(), strict=False)
-    return deformed
+        regular = getattr(block, name)
+        if type(regular) not in kinds:
+            raise ValueError(f"deform: cannot replace a {type(regular).__name__}, only a Conv2d")
+        setattr(block, name, LAYERS[conv].from_conv(regular, **settings))

@@ -13,6 +13,8 @@ from mmengine.registry import Registry
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 
+from dcn import LAYERS
+
 from .errors import EngineError
 
 RUNNER = [
@@ -47,7 +49,10 @@ UNTYPED: dict[str, list] = {
         *("custom_keys", "norm_decay_mult", "bias_lr_mult", "bias_decay_mult", "bypass_duplicate"),
         *("dwconv_decay_mult", "dcn_offset_lr_mult", "flat_decay_mult"),
     ],
-    "model.backbone.deform": ["layers", "stages", "modulated", "deform_groups", "mask_scale"],
+    "model.backbone.deform": [
+        *("layers", "stages", "conv", "modulated"),
+        *sorted({name for layer in LAYERS.values() for name in layer.settings}),
+    ],
     "bbox_roi_extractor.deform": ROI_DEFORM,
     "mask_roi_extractor.deform": ROI_DEFORM,
     "model.mimic": ["num_rois", "crop_size", "on", "with_gt", "loss_mimic", "loss_cls"],

@@ -15,10 +15,12 @@ from dcndet.models.engine import EngineError
 from dcndet.models.engine.options import merge_options, read_config
 from mmengine.config import Config
 
+from dcn import LAYERS
+
 KEYS = {"title": str, "base": str, "axes": dict, "rows": list, "seeds": list}
 KEYS |= dict.fromkeys(("baseline", "options", "pictures"), dict)
 CHOICES = {
-    "conv": ("dconv", "mdconv"),
+    "conv": tuple(LAYERS),
     "pool": ("roipool", "align", "dpool", "mdpool"),
     "mimic": ("off", "foreground", "background", "both"),
 }
@@ -207,7 +209,7 @@ def _cells(content: dict[str, Any], config: Config) -> tuple[Cell, ...]:
 
 
 def _normal(settings: dict) -> dict:
-    """Without what makes no difference: no deformable layer is neither plain nor modulated."""
+    """Without what makes no difference: no deformable layer is of no kind."""
     return {k: v for k, v in settings.items() if k != "conv" or settings.get("layers") != 0}
 
 
@@ -234,7 +236,7 @@ def _options(axis: str, value: Any, own: Config) -> dict[str, Any]:
             _require(right, f"{axis}: expected {wanted}, got {value!r}")
             return {"model.backbone.deform": {"layers": None, "stages": None, axis: value}}
         case "conv":
-            return {"model.backbone.deform.modulated": value == "mdconv"}
+            return {"model.backbone.deform.conv": value}
         case "pool":
             head = own.model.roi_head
             return {f"model.roi_head.{k}.pool": value for k in head if "extractor" in k}
