@@ -57,11 +57,13 @@ def check_tensors(
 
     Raises:
         TypeError: no dense tensor, or a dtype that is not supported or not the first one's.
-        NotImplementedError: a tensor has a tangent of forward-mode AD.
+        NotImplementedError: a tensor has a tangent of forward-mode AD, or is differentiated by
+            torch.func.
         ValueError: another number of dimensions, or another device.
     """
     first_name, (first, _) = next(iter(tensors.items()))
     forward_mode = forward_ad._current_level >= 0
+    eager = not torch.compiler.is_compiling()
     for name, (tensor, dims) in tensors.items():
         if tensor is None and name in optional:
             continue
@@ -73,6 +75,10 @@ def check_tensors(
         # PyTorch would drop the tangent without a word.
         if forward_mode and forward_ad.unpack_dual(tensor).tangent is not None:
             raise NotImplementedError(f"{name}: dcn operators have no forward-mode derivative")
+        if eager and torch._C._functorch.is_gradtrackingtensor(tensor):
+            raise NotImplementedError(
+                f"{name}: dcn operators have no gradient by torch.func; torch.autograd.grad has"
+            )
         if tensor.dim() != dims:
             raise ValueError(f"{name}: expected {dims} dimensions, got shape {tuple(tensor.shape)}")
         if tensor.device != first.device:

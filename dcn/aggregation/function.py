@@ -48,7 +48,8 @@ def dcnv3(
         [N, H_out, W_out, C] of the input's dtype.
 
     Raises:
-        NotImplementedError: an argument has a tangent of forward-mode AD.
+        NotImplementedError: an argument has a tangent of forward-mode AD, or is differentiated by
+            torch.func.
         TypeError: an argument is not a dense tensor, or dtypes differ or are not among those above.
         ValueError: shapes or devices that do not fit together, or a setting out of range.
 
@@ -90,7 +91,8 @@ def dcnv4(
         [N, H_out, W_out, C] of the input's dtype.
 
     Raises:
-        NotImplementedError: an argument has a tangent of forward-mode AD.
+        NotImplementedError: an argument has a tangent of forward-mode AD, or is differentiated by
+            torch.func.
         TypeError: an argument is not a dense tensor, or dtypes differ or are not among those above.
         ValueError: shapes or devices that do not fit together, or a setting out of range.
 

@@ -34,6 +34,9 @@ def deform_conv2d(
     x is sampled bilinearly and is zero outside the image; a sample whose offset is not finite is
     zero. The signature and the values are those of `torchvision.ops.deform_conv2d`. K = kh·kw, and
     G is the number of deform groups: the channels of a group share one offset per kernel point.
+    Between two pixels' centres, where the slope jumps, the gradient of an offset is that to the
+    right; so it is at exactly -1, where samples of padding lie as long as offsets are zero, and
+    where mmcv has zero.
 
     On an NVIDIA GPU, tensor cores multiply the samples and, for the gradient of the input, sums of
     output gradients. Both are rounded to the input's dtype, so float16 has to be able to hold them.
@@ -54,7 +57,8 @@ def deform_conv2d(
         [N, C_out, H_out, W_out] of the input's dtype; channels-last if the input is.
 
     Raises:
-        NotImplementedError: an argument has a tangent of forward-mode AD.
+        NotImplementedError: an argument has a tangent of forward-mode AD, or is differentiated by
+            torch.func.
         TypeError: an argument is not a dense tensor, or dtypes differ or are not among those above.
         ValueError: shapes or devices that do not fit together, or a stride, padding or dilation
             out of range.

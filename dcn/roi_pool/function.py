@@ -56,7 +56,8 @@ def deform_roi_pool(
         [K, C, ph, pw] of the input's dtype; contiguous, as fully connected layers take it.
 
     Raises:
-        NotImplementedError: an argument has a tangent of forward-mode AD.
+        NotImplementedError: an argument has a tangent of forward-mode AD, or is differentiated by
+            torch.func.
         TypeError: an argument is not a dense tensor, or dtypes differ or are not among those above.
         ValueError: shapes or devices that do not fit together, an empty output_size, a
             spatial_scale, sampling_ratio or gamma out of range, or a batch index that names no

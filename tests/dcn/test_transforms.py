@@ -15,7 +15,11 @@ def pool(x):
     return dcn.deform_roi_pool(x, torch.tensor([[0.0, 0, 0, 4, 4]]), 2)
 
 
-OPERATORS = pytest.mark.parametrize("operator", [convolve, pool])
+def aggregate(x):
+    return dcn.dcnv3(x, torch.zeros(1, 4, 6, 36), torch.ones(1, 4, 6, 18), group=2)
+
+
+OPERATORS = pytest.mark.parametrize("operator", [convolve, pool, aggregate])
 
 
 @OPERATORS
@@ -27,6 +31,34 @@ def test_forward_mode_derivatives_are_refused(operator):
         operator(x)  # nothing to differentiate
         with pytest.raises(NotImplementedError, match=r"^input: "):
             operator(forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+@OPERATORS
+def test_gradients_by_torch_func_are_refused(operator):
+    with pytest.raises(NotImplementedError, match=r"^input: .*torch.autograd.grad has"):
+        torch.func.grad(lambda x: operator(x).sum())(torch.rand(1, 4, 6, 6))
+    with pytest.raises(NotImplementedError, match=r"^input: "):
+        torch.func.jacrev(operator)(torch.rand(1, 4, 6, 6))
+
+
+@OPERATORS
+def test_vmap(operator):
+    x = torch.rand(3, 1, 4, 6, 6)
+    torch.testing.assert_close(torch.func.vmap(operator)(x), torch.stack([*map(operator, x)]))
+
+
+@OPERATORS
+def test_torch_fx_traces(operator):
+    x = torch.rand(1, 4, 6, 6)
+    torch.testing.assert_close(torch.fx.symbolic_trace(operator)(x), operator(x))
+
+
+def test_features_of_a_model_with_our_layers():
+    features = pytest.importorskip("torchvision.models.feature_extraction")
+    model = torch.nn.Sequential(dcn.DeformConv2d(4, 6, 3), torch.nn.ReLU())
+    x = torch.rand(1, 4, 6, 6)
+    found = features.create_feature_extractor(model, ["0"])(x)["0"]
+    torch.testing.assert_close(found, model[0](x))
 
 
 @OPERATORS
