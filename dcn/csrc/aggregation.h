@@ -12,13 +12,23 @@
 namespace dcn {
 namespace DCN_ISA {
 
-template <typename T>
+// Of a depthwise convolution: the weight, and its gradient or null, [point][channel]; the bias [C]
+// or null.
+template <typename A>
+struct Depthwise {
+    const A* weight;
+    const A* bias;
+    A* grad_weight;
+};
+
+template <typename T, bool Weighted = false>
 class Aggregation {
    public:
     using A = typename Compute<T>::type;
 
-    explicit Aggregation(const DeformAggregation& args)
+    explicit Aggregation(const DeformAggregation& args, const Depthwise<A>& depthwise = {})
         : args(args),
+          depthwise(depthwise),
           grid(args.grid, args.deltas, args.input.size[2], args.input.size[3]),
           points(grid.points),
           blocks(ceil_div(points, kPoints)),
@@ -41,7 +51,7 @@ class Aggregation {
                     locate(at, g, samples);
                     const T* input = pixel(args.input, at.image * image_pixels) + g * group;
                     T* output = static_cast<T*>(args.output.data) + q * channels + g * group;
-                    sum_group(samples, input, outside[0], output);
+                    sum_group(samples, input, outside[0], g * group, output);
                 }
             }
         }
@@ -50,8 +60,10 @@ class Aggregation {
     void backward() const {
         if (grid.positions == 0) return;
         const int64_t images = args.input.size[0], lanes = kLanes<A>;
+        // Images at a time: all of them add to the gradient of a weight.
+        const int64_t batch = Weighted ? images : 1, batches = images / batch;
         // Slices of a group where there are not groups enough for all threads.
-        const int64_t wanted = ceil_div(args.threads, images * grid.groups);
+        const int64_t wanted = ceil_div(args.threads, batches * grid.groups);
         const int64_t slice = least(group, round_up(ceil_div(group, wanted), lanes));
         const int64_t slices = ceil_div(group, slice);
         const int64_t positions = grid.positions / images;  // of one image
@@ -60,22 +72,23 @@ class Aggregation {
         const Buffers<T> outside(1, slice);
         const Buffers<A> nowhere(args.threads, slice);
         const Buffers<A> sums(args.threads, round_up(3 * points, lanes) * lanes);
-        const Buffers<A> partials(slices > 1 ? images * grid.groups * slices : 0,
-                                  positions * points * 3);
+        const Buffers<A> partials(slices > 1 ? batches * grid.groups * slices : 0,
+                                  batch * positions * points * 3);
 #pragma omp parallel num_threads(args.threads)
         {
             const int thread = omp_get_thread_num();
             Located<A>* const samples = located[thread];
             A* const sum = sums[thread];
 #pragma omp for schedule(dynamic)
-            for (int64_t i = 0; i < images * grid.groups * slices; i++) {
-                const int64_t image = i / slices / grid.groups, g = i / slices % grid.groups;
+            for (int64_t i = 0; i < batches * grid.groups * slices; i++) {
+                const int64_t first_q = i / slices / grid.groups * batch * positions;
+                const int64_t g = i / slices % grid.groups;
                 const int64_t first = i % slices * slice, size = least(slice, group - first);
-                Position at = grid.position(image * positions);
-                for (int64_t q = 0; q < positions; q++, grid.advance(at)) {
+                Position at = grid.position(first_q);
+                for (int64_t q = 0; q < batch * positions; q++, grid.advance(at)) {
                     locate(at, g, samples);
-                    spread(samples, at.image * image_pixels, g * group + first, size,
-                           image * positions + q, outside[0], nowhere[thread], sum);
+                    spread(samples, at.image * image_pixels, g * group + first, size, first_q + q,
+                           outside[0], nowhere[thread], sum);
                     if (slices > 1) {
                         std::memcpy(partials[i] + q * points * 3, sum, 3 * points * sizeof(A));
                     } else {
@@ -88,7 +101,8 @@ class Aggregation {
                 for (int64_t q = 0; q < grid.positions; q++) {
                     const Position at = grid.position(q);
                     for (int64_t g = 0; g < grid.groups; g++) {
-                        add_partials(at, g, slices, q % positions, partials, sum);
+                        add_partials(at, g, slices, q / (batch * positions),
+                                     q % (batch * positions), partials, sum);
                     }
                 }
             }
@@ -139,46 +153,84 @@ class Aggregation {
         }
     }
 
-    void sum_group(const Located<A>* at, const T* image, const T* outside, T* to) const {
+    // `image` and `to` begin with the group's first channel.
+    void sum_group(const Located<A>* at, const T* image, const T* outside, int64_t first,
+                   T* to) const {
         constexpr int64_t lanes = kLanes<A>;
         int64_t c = 0;
-        for (; c + 4 * lanes <= group; c += 4 * lanes) sum_vectors<4>(at, image, outside, c, to);
-        for (; c + 2 * lanes <= group; c += 2 * lanes) sum_vectors<2>(at, image, outside, c, to);
-        for (; c + lanes <= group; c += lanes) sum_vectors<1>(at, image, outside, c, to);
-        if (c == group) return;
-        A sum[lanes] = {};
-        for_points(at, [&](const Located<A>& block, int64_t p, int64_t) {
-            with_rows(block, p, image + c, outside, [&](auto... rows) {
-                const T* const row[4] = {rows...};
-                const A weight[4] = {block.weight[0][p], block.weight[1][p], block.weight[2][p],
-                                     block.weight[3][p]};
-                gather<true>(group - c, row, weight, sum);
-            });
-        });
-        for (int64_t i = 0; c + i < group; i++) store(to[c + i], sum[i]);
+        for (; c + 4 * lanes <= group; c += 4 * lanes) {
+            sum_vectors<4>(at, image + c, outside, first + c, to + c);
+        }
+        for (; c + 2 * lanes <= group; c += 2 * lanes) {
+            sum_vectors<2>(at, image + c, outside, first + c, to + c);
+        }
+        for (; c + lanes <= group; c += lanes) {
+            sum_vectors<1>(at, image + c, outside, first + c, to + c);
+        }
+        if (c < group) sum_rest(at, image + c, outside, first + c, group - c, to + c);
     }
 
-    // V vectors of channels from c on.
+    // Fewer channels than a vector has.
+    void sum_rest(const Located<A>* at, const T* image, const T* outside, int64_t channel,
+                  int64_t size, T* to) const {
+        A sum[kLanes<A>] = {};
+        if constexpr (Weighted) {
+            for (int64_t i = 0; i < size; i++) {
+                if (depthwise.bias != nullptr) sum[i] = depthwise.bias[channel + i];
+            }
+        }
+        for_points(at, [&](const Located<A>& block, int64_t p, int64_t point) {
+            with_rows(block, p, image, outside, [&](auto... rows) {
+                const T* const row[4] = {rows...};
+                for (int64_t i = 0; i < size; i++) {
+                    A sample = 0;
+                    for (int j = 0; j < 4; j++) sample += block.weight[j][p] * load(row[j][i]);
+                    if constexpr (Weighted) {
+                        sample *= depthwise.weight[point * channels + channel + i];
+                    }
+                    sum[i] += sample;
+                }
+            });
+        });
+        for (int64_t i = 0; i < size; i++) store(to[i], sum[i]);
+    }
+
+    // V vectors of channels.
     template <int V>
-    void sum_vectors(const Located<A>* at, const T* image, const T* outside, int64_t c,
+    void sum_vectors(const Located<A>* at, const T* image, const T* outside, int64_t channel,
                      T* to) const {
         constexpr int64_t lanes = kLanes<A>;
         Vec sum[V] = {};
-        for_points(at, [&](const Located<A>& block, int64_t p, int64_t) {
-            const A w0 = block.weight[0][p], w1 = block.weight[1][p];
-            const A w2 = block.weight[2][p], w3 = block.weight[3][p];
-            with_rows(block, p, image + c, outside, [&](auto r0, auto r1, auto r2, auto r3) {
+        if constexpr (Weighted) {
+            if (depthwise.bias != nullptr) {
 #pragma GCC unroll 4
                 for (int v = 0; v < V; v++) {
-                    sum[v] += w0 * load_vector(r0 + v * lanes);
-                    sum[v] += w1 * load_vector(r1 + v * lanes);
-                    sum[v] += w2 * load_vector(r2 + v * lanes);
-                    sum[v] += w3 * load_vector(r3 + v * lanes);
+                    sum[v] = load_vector(depthwise.bias + channel + v * lanes);
+                }
+            }
+        }
+        for_points(at, [&](const Located<A>& block, int64_t p, int64_t point) {
+            const A w0 = block.weight[0][p], w1 = block.weight[1][p];
+            const A w2 = block.weight[2][p], w3 = block.weight[3][p];
+            with_rows(block, p, image, outside, [&](auto r0, auto r1, auto r2, auto r3) {
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) {
+                    Vec sample = Weighted ? Vec{} : sum[v];
+                    sample += w0 * load_vector(r0 + v * lanes);
+                    sample += w1 * load_vector(r1 + v * lanes);
+                    sample += w2 * load_vector(r2 + v * lanes);
+                    sample += w3 * load_vector(r3 + v * lanes);
+                    if constexpr (Weighted) {
+                        const A* weight = depthwise.weight + point * channels + channel;
+                        sum[v] += sample * load_vector(weight + v * lanes);
+                    } else {
+                        sum[v] = sample;
+                    }
                 }
             });
         });
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) store_vector(to + c + v * lanes, sum[v]);
+        for (int v = 0; v < V; v++) store_vector(to + v * lanes, sum[v]);
     }
 
     // `size` channels from `first` on of the position q: adds to the input's gradient, and sets the
@@ -194,12 +246,14 @@ class Aggregation {
         std::memset(sums, 0, 3 * points * lanes * sizeof(A));
         int64_t c = 0;
         for (; c + 2 * lanes <= size; c += 2 * lanes) {
-            spread_vectors<2>(at, input + c, grad + c, outside, to, c, nowhere, sums);
+            spread_vectors<2>(at, input + c, grad + c, outside, to, c, first, nowhere, sums);
         }
         for (; c + lanes <= size; c += lanes) {
-            spread_vectors<1>(at, input + c, grad + c, outside, to, c, nowhere, sums);
+            spread_vectors<1>(at, input + c, grad + c, outside, to, c, first, nowhere, sums);
         }
-        if (c < size) spread_rest(at, input + c, grad + c, size - c, outside, to, c, nowhere, sums);
+        if (c < size) {
+            spread_rest(at, input + c, grad + c, size - c, outside, to, c, first, nowhere, sums);
+        }
         for (int64_t i = 0; i < 3 * points; i += lanes) {
             store_vector(sums + i, sum_lanes(sums + i * lanes));
         }
@@ -220,12 +274,36 @@ class Aggregation {
     // V vectors of channels; without `to` there is no gradient of the input.
     template <int V>
     void spread_vectors(const Located<A>* at, const T* input, const T* grad, const T* outside,
-                        A* to, int64_t c, A* nowhere, A* sums) const {
+                        A* to, int64_t c, int64_t first, A* nowhere, A* sums) const {
         constexpr int64_t lanes = kLanes<A>;
-        Vec g[V];
+        Vec of_output[V], g[V];
 #pragma GCC unroll 2
-        for (int v = 0; v < V; v++) g[v] = load_vector(grad + v * lanes);
+        for (int v = 0; v < V; v++) g[v] = of_output[v] = load_vector(grad + v * lanes);
         for_points(at, [&](const Located<A>& block, int64_t p, int64_t point) {
+            if constexpr (Weighted) {
+                const int64_t at_weight = point * channels + first + c;
+#pragma GCC unroll 2
+                for (int v = 0; v < V; v++) {
+                    g[v] = of_output[v] * load_vector(depthwise.weight + at_weight + v * lanes);
+                }
+                if (depthwise.grad_weight != nullptr) {
+                    A* const grad_weight = depthwise.grad_weight + at_weight;
+                    with_rows(block, p, input, outside, [&](auto... rows) {
+                        const T* const row[4] = {rows...};
+#pragma GCC unroll 2
+                        for (int v = 0; v < V; v++) {
+                            Vec sample = {};
+#pragma GCC unroll 4
+                            for (int i = 0; i < 4; i++) {
+                                sample += block.weight[i][p] * load_vector(row[i] + v * lanes);
+                            }
+                            store_vector(grad_weight + v * lanes,
+                                         load_vector(grad_weight + v * lanes) +
+                                             of_output[v] * sample);
+                        }
+                    });
+                }
+            }
             A* const sum = sums + 3 * point * lanes;
             Vec of_y = load_vector(sum), of_x = load_vector(sum + lanes);
             Vec of_mask = load_vector(sum + 2 * lanes);
@@ -256,12 +334,29 @@ class Aggregation {
 
     // Fewer channels than a vector has.
     void spread_rest(const Located<A>* at, const T* input, const T* grad, int64_t size,
-                     const T* outside, A* to, int64_t c, A* nowhere, A* sums) const {
+                     const T* outside, A* to, int64_t c, int64_t first, A* nowhere,
+                     A* sums) const {
         for_points(at, [&](const Located<A>& block, int64_t p, int64_t point) {
             A* const sum = sums + 3 * point * kLanes<A>;
+            A g[kLanes<A>];
+            for (int64_t i = 0; i < size; i++) g[i] = load(grad[i]);
+            if constexpr (Weighted) {
+                const int64_t at_weight = point * channels + first + c;
+                with_rows(block, p, input, outside, [&](auto... rows) {
+                    const T* const row[4] = {rows...};
+                    for (int64_t i = 0; i < size; i++) {
+                        A sample = 0;
+                        for (int j = 0; j < 4; j++) sample += block.weight[j][p] * load(row[j][i]);
+                        if (depthwise.grad_weight != nullptr) {
+                            depthwise.grad_weight[at_weight + i] += g[i] * sample;
+                        }
+                        g[i] *= depthwise.weight[at_weight + i];
+                    }
+                });
+            }
             with_rows(block, p, input, outside, [&](auto r0, auto r1, auto r2, auto r3) {
                 for (int64_t i = 0; i < size; i++) {
-                    differentiate(block, p, load(grad[i]), load(r0[i]), load(r1[i]), load(r2[i]),
+                    differentiate(block, p, g[i], load(r0[i]), load(r1[i]), load(r2[i]),
                                   load(r3[i]), sum[0], sum[kLanes<A>], sum[2 * kLanes<A>]);
                 }
             });
@@ -269,15 +364,15 @@ class Aggregation {
             with_rows(block, p, to + c, nowhere, [&](auto... rows) {
                 A* const row[4] = {rows...};
                 for (int64_t i = 0; i < size; i++) {
-                    for (int j = 0; j < 4; j++) row[j][i] += block.weight[j][p] * load(grad[i]);
+                    for (int j = 0; j < 4; j++) row[j][i] += block.weight[j][p] * g[i];
                 }
             });
         });
     }
 
-    void add_partials(const Position& at, int64_t g, int64_t slices, int64_t q,
+    void add_partials(const Position& at, int64_t g, int64_t slices, int64_t b, int64_t q,
                       const Buffers<A>& partials, A* sum) const {
-        const int64_t first = (at.image * grid.groups + g) * slices, size = 3 * points;
+        const int64_t first = (b * grid.groups + g) * slices, size = 3 * points;
         std::memset(sum, 0, size * sizeof(A));
         for (int64_t s = 0; s < slices; s++) {
             for (int64_t i = 0; i < size; i++) sum[i] += partials[first + s][q * size + i];
@@ -286,8 +381,58 @@ class Aggregation {
     }
 
     const DeformAggregation& args;
+    const Depthwise<A> depthwise;
     const SampleGrid<A> grid;
     const int64_t points, blocks, channels, group, width, image_pixels;
+};
+
+// A convolution of which every channel has a kernel of its own.
+template <typename T>
+class DepthwiseConvolution {
+   public:
+    using A = typename Compute<T>::type;
+
+    static bool fits(const DeformConv2d& args) {
+        return args.weight.size[1] == 1 && args.output.size[1] == args.input.size[1];
+    }
+
+    // The output, or its gradient, is dense and channels-last.
+    explicit DepthwiseConvolution(const DeformConv2d& args)
+        : args(args),
+          sums{{args.dtype, args.threads}, args.grid, args.deltas, args.input, args.output,
+               args.grad_deltas, args.grad_input},
+          channels(args.input.size[1]),
+          points(args.deltas.y.size[2]),
+          weight(1, points * channels),
+          grad_weight(1, points * channels) {
+        const A* from = static_cast<const A*>(args.weight.data);
+        for (int64_t c = 0; c < channels; c++) {
+            for (int64_t p = 0; p < points; p++) weight[0][p * channels + c] = from[c * points + p];
+        }
+    }
+
+    void forward() const {
+        const A* bias = static_cast<const A*>(args.bias.data);
+        Aggregation<T, true>(sums, {weight[0], bias, nullptr}).forward();
+    }
+
+    void backward() const {
+        A* const to = static_cast<A*>(args.grad_weight.data);
+        Aggregation<T, true>(sums, {weight[0], nullptr, to == nullptr ? to : grad_weight[0]})
+            .backward();
+        if (to == nullptr) return;
+        for (int64_t c = 0; c < channels; c++) {
+            for (int64_t p = 0; p < points; p++) {
+                to[c * points + p] = grad_weight[0][p * channels + c];
+            }
+        }
+    }
+
+   private:
+    const DeformConv2d& args;
+    const DeformAggregation sums;
+    const int64_t channels, points;
+    const Buffers<A> weight, grad_weight;
 };
 
 }  // namespace DCN_ISA

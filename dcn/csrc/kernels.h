@@ -17,11 +17,19 @@ void with_type(int64_t dtype, Work work) {
 }
 
 void deform_conv2d_forward(const DeformConv2d& args) {
-    with_type(args.dtype, [&](auto value) { Convolution<decltype(value)>(args).forward(); });
+    with_type(args.dtype, [&](auto value) {
+        using T = decltype(value);
+        if (DepthwiseConvolution<T>::fits(args)) return DepthwiseConvolution<T>(args).forward();
+        Convolution<T>(args).forward();
+    });
 }
 
 void deform_conv2d_backward(const DeformConv2d& args) {
-    with_type(args.dtype, [&](auto value) { Convolution<decltype(value)>(args).backward(); });
+    with_type(args.dtype, [&](auto value) {
+        using T = decltype(value);
+        if (DepthwiseConvolution<T>::fits(args)) return DepthwiseConvolution<T>(args).backward();
+        Convolution<T>(args).backward();
+    });
 }
 
 void deform_aggregation_forward(const DeformAggregation& args) {

@@ -26,11 +26,12 @@ def forward(
     operands = _operands(input, offset, weight, bias, mask)
     image, offset, weight, bias, mask = operands
     shape = (input.shape[0], weight.shape[0], *out_size)
-    out = torch.empty(shape, dtype=image.dtype, memory_format=memory_format(input))
+    layout = torch.channels_last if _is_depthwise(input, weight) else memory_format(input)
+    out = torch.empty(shape, dtype=image.dtype, memory_format=layout)
     deltas = deltas_of(offset, mask, grid.num_points)
     fields = (grid, deltas, image, weight, bias, out, Deltas(None, None, None), None, None)
     native.call("deform_conv2d_forward", image.dtype, *fields)
-    return out.to(input.dtype)
+    return out.to(input.dtype).contiguous(memory_format=memory_format(input))
 
 
 def backward(
@@ -52,6 +53,8 @@ def backward(
     grid = grid_of(weight, stride, padding, dilation)
     image, wide_offset, rows, _, wide_mask = _operands(input, offset, weight, None, mask)
     grad = grad.to(image.dtype)
+    if _is_depthwise(input, weight):
+        grad = grad.contiguous(memory_format=torch.channels_last)
     grad_input = torch.zeros_like(image, dtype=rows.dtype) if of_input else None
     grad_weight = torch.zeros_like(rows) if of_weight else None
     grad_offset = torch.empty_like(wide_offset) if of_offset else None
@@ -68,6 +71,11 @@ def backward(
         bias_gradient(grad, bias) if of_bias else None,
         like(grad_mask, mask) if of_mask else None,
     )
+
+
+def _is_depthwise(input: Tensor, weight: Tensor) -> bool:
+    """Then the kernels do not multiply matrices, and know one layout of the output."""
+    return weight.shape[1] == 1 and weight.shape[0] == input.shape[1]
 
 
 def _operands(
