@@ -115,7 +115,9 @@ def _aggregate(
         pair("pad", pad, 0),
         pair("dilation", dilation, 1),
     )
-    group = integer("group", group, 1, max(input.shape[3], 1))
+    if input.shape[3] == 0:
+        raise ValueError(f"input: has no channels, got shape {tuple(input.shape)}")
+    group = integer("group", group, 1, input.shape[3])
     if not -math.inf < offset_scale < math.inf:
         raise ValueError(f"offset_scale: expected a finite number, got {offset_scale}")
     remove_center = bool(remove_center)

@@ -48,7 +48,7 @@ def run(calls: int, seed: int) -> dict[str, int]:
     try:
         for i in range(calls):
             torch.set_num_threads(rng.randint(1, 3))
-            make = rng.choice((convolution, pooling))
+            make = rng.choice((convolution, pooling, aggregation))
             operator, arguments = make(rng)
             spoiled = rng.random() < 0.2 and spoil(rng, arguments)
             try:
@@ -132,6 +132,36 @@ def pooling(rng: random.Random) -> tuple:
     return dcn.deform_roi_pool, arguments
 
 
+def aggregation(rng: random.Random) -> tuple:
+    n, group, kernel = rng.randint(0, 3), rng.randint(1, 4), (rng.randint(1, 4), rng.randint(1, 4))
+    settings = {
+        name: (rng.randint(*limits), rng.randint(*limits))
+        for name, limits in dict(stride=(1, 4), pad=(0, 4), dilation=(1, 3)).items()
+    }
+    least = [settings["dilation"][i] * (kernel[i] - 1) + 1 for i in (0, 1)]
+    size = [max(1, least[i] - 2 * settings["pad"][i]) + rng.randint(0, 9) for i in (0, 1)]
+    out = [
+        (size[i] + 2 * settings["pad"][i] - least[i]) // settings["stride"][i] + 1 for i in (0, 1)
+    ]
+    points = kernel[0] * kernel[1]
+    remove_center = points % 2 == 1 and points > 1 and rng.random() < 0.5
+    points = group * (points - remove_center)
+    dtype = rng.choice((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+    arguments = dict(
+        input=tensor(rng, dtype, n, *size, group * rng.randint(1, 40)),
+        kernel_size=kernel,
+        group=group,
+        offset_scale=rng.choice((1.0, 0.5, 2.0, -1.0, 0.0)),
+        remove_center=remove_center,
+        **settings,
+    )
+    if rng.random() < 0.5:
+        packed = tensor(rng, dtype, n, *out, -(-3 * points // 8) * 8)
+        return dcn.dcnv4, arguments | dict(offset_mask=odd(rng, packed, finite=True))
+    offset = odd(rng, tensor(rng, dtype, n, *out, 2 * points) * rng.choice((0, 1, 5, 100)))
+    return dcn.dcnv3, arguments | dict(offset=offset, mask=tensor(rng, dtype, n, *out, points))
+
+
 def tensor(rng: random.Random, dtype: torch.dtype, *shape: int) -> Tensor:
     """Random values in a random memory layout."""
     values = torch.randn(shape).to(dtype)
@@ -147,13 +177,13 @@ def tensor(rng: random.Random, dtype: torch.dtype, *shape: int) -> Tensor:
     return values
 
 
-def odd(rng: random.Random, values: Tensor) -> Tensor:
-    """With some values that are not finite, or absurd."""
+def odd(rng: random.Random, values: Tensor, finite: bool = False) -> Tensor:
+    """With some values that are absurd, or not `finite`."""
     values = values.clone()
     if values.numel() and rng.random() < 0.5:
         for _ in range(rng.randint(1, 8)):
             index = tuple(rng.randrange(n) for n in values.shape)
-            values[index] = rng.choice(ODD)
+            values[index] = rng.choice((-100.0, 30.0, -1.0, 0.0) if finite else ODD)
     return values
 
 
@@ -170,7 +200,7 @@ def spoil(rng: random.Random, arguments: dict) -> str | bool:
         choices.append(value[..., :0])
     else:
         choices.append(value.to("meta"))
-    if name in ("offset", "mask"):
+    if name in ("offset", "mask", "offset_mask"):
         choices.append(torch.cat((value, value[..., :1]), -1))
     arguments[name] = rng.choice(choices)
     return name
