@@ -393,7 +393,8 @@ class DepthwiseConvolution {
     using A = typename Compute<T>::type;
 
     static bool fits(const DeformConv2d& args) {
-        return args.weight.size[1] == 1 && args.output.size[1] == args.input.size[1];
+        const bool countable = args.input.size[2] * args.input.size[3] <= INT32_MAX;
+        return args.weight.size[1] == 1 && args.output.size[1] == args.input.size[1] && countable;
     }
 
     // The output, or its gradient, is dense and channels-last.

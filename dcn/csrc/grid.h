@@ -191,7 +191,9 @@ class SampleGrid {
     static int64_t distance(const Deltas& deltas) {
         return static_cast<const A*>(deltas.x.data) - static_cast<const A*>(deltas.y.data);
     }
+    // Behind the last element.
     static const A* end(const Tensor& tensor) {
+        if (tensor.data == nullptr) return nullptr;
         const A* last = static_cast<const A*>(tensor.data);
         for (int i = 0; i < 5; i++) last += (tensor.size[i] - 1) * tensor.stride[i];
         return last + 1;
