@@ -4,7 +4,7 @@ from . import gpu, native
 from .aggregation import DCNv3, DCNv4, dcnv3, dcnv4
 from .deform_conv import DeformConv2d, deform_conv2d
 from .layers import LAYERS
-from .roi_pool import DeformRoIPool, deform_roi_pool
+from .roi_pool import DeformRoIPool, deform_roi_pool, roi_align
 
 __all__ = [
     "LAYERS",
@@ -16,6 +16,7 @@ __all__ = [
     "dcnv4",
     "deform_conv2d",
     "deform_roi_pool",
+    "roi_align",
 ]
 __version__ = "0.1.0"
 

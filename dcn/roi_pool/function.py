@@ -1,6 +1,7 @@
 """The operator `dcn::deform_roi_pool`."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,13 +13,13 @@ from .definition import check_shapes
 
 
 def _tensors(input, rois, output_size, offset=None, mask=None, *geometry, **_):
-    return input, rois, offset, mask
+    return input, *(rois if isinstance(rois, list | tuple) else (rois,)), offset, mask
 
 
 @wrap_torch_function(_tensors)
 def deform_roi_pool(
     input: Tensor,
-    rois: Tensor,
+    rois: Tensor | Sequence[Tensor],
     output_size: int | tuple[int, int],
     offset: Tensor | None = None,
     mask: Tensor | None = None,
@@ -43,13 +44,14 @@ def deform_roi_pool(
         input: [N, C, H, W], float64, float32, float16 or bfloat16.
         rois: [K, 5], (batch index, x1, y1, x2, y2) in pixels of the image. They have
             the input's dtype or float32. With 16-bit inputs use float32, because bfloat16 does not
-            hold every integer above 256. They get no gradient.
+            hold every integer above 256. They get no gradient. Or one [L_i, 4] per image, which are
+            its boxes.
         output_size: ph × pw, an int or a pair.
         offset: [K, 2, ph, pw] in (x, y) order; Δp = gamma · offset · (RoI width, RoI height).
         mask: [K, 1, ph, pw], the modulation Δm.
         spatial_scale: size of the feature map over that of the image, 1 / stride.
-        sampling_ratio: samples per side of a bin, up to 1000; 0 takes ceil(bin size in pixels of
-            the map), or none for a bin over twice the size of the map, which then pools zero.
+        sampling_ratio: samples per side of a bin, up to 1000; 0 or -1 takes ceil(bin size in pixels
+            of the map), or none for a bin over twice the size of the map, which then pools zero.
         gamma: scale of the offsets.
 
     Returns:
@@ -70,6 +72,8 @@ def deform_roi_pool(
         torch.Size([1, 8, 7, 7])
     """
     output_size = pair("output_size", output_size, 1)
+    if isinstance(rois, list | tuple):
+        rois = _with_index(input, rois)
     check_tensors(
         optional=("offset", "mask"),
         float32=OPERATOR.float32,
@@ -81,10 +85,51 @@ def deform_roi_pool(
     if not 0 < spatial_scale < math.inf:
         raise ValueError(f"spatial_scale: expected a positive number, got {spatial_scale}")
     check_gamma(gamma)
-    sampling_ratio = integer("sampling_ratio", sampling_ratio, 0, 1000)
+    sampling_ratio = max(integer("sampling_ratio", sampling_ratio, -1, 1000), 0)
     return torch.ops.dcn.deform_roi_pool.default(
         input, rois, offset, mask, output_size, spatial_scale, sampling_ratio, gamma
     )
+
+
+def roi_align(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Tensor:
+    """RoIAlign (arXiv 1703.06870): signature and values of `torchvision.ops.roi_align`.
+
+    Args:
+        input, boxes, output_size, spatial_scale, sampling_ratio: as in `deform_roi_pool`.
+        aligned: shift boxes by half a pixel, so that a pixel's value is that of its centre. Without
+            it, boxes are also taken to be a pixel of the map wide and high at least.
+
+    Returns, raises: as `deform_roi_pool`.
+    """
+    if isinstance(boxes, list | tuple):
+        boxes = _with_index(input, boxes)
+    if not aligned and isinstance(boxes, Tensor) and boxes.dim() == 2 and boxes.shape[1] == 5:
+        corner = boxes[:, 1:3]
+        size = (boxes[:, 3:] - corner).clamp(min=1 / spatial_scale)
+        corner = corner + 0.5 / spatial_scale
+        boxes = torch.cat((boxes[:, :1], corner, corner + size), 1)
+    return deform_roi_pool(
+        input, boxes, output_size, spatial_scale=spatial_scale, sampling_ratio=sampling_ratio
+    )
+
+
+def _with_index(input: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+    """[L_i, 4] per image to [K, 5]."""
+    if len(boxes) != input.shape[0]:
+        raise ValueError(f"rois: {len(boxes)} lists of boxes for {input.shape[0]} images")
+    for i, own in enumerate(boxes):
+        if not isinstance(own, Tensor) or own.dim() != 2 or own.shape[1] != 4:
+            found = tuple(own.shape) if isinstance(own, Tensor) else type(own).__name__
+            raise ValueError(f"rois[{i}]: expected a tensor [L, 4], got {found}")
+    rows = [torch.nn.functional.pad(own, (1, 0), value=i) for i, own in enumerate(boxes)]
+    return torch.cat(rows) if rows else input.new_empty(0, 5)
 
 
 def check_gamma(gamma: float) -> None:

@@ -474,8 +474,8 @@ def test_same_bits_twice(sampling_ratio, device):
         ({"spatial_scale": -0.5}, ValueError, "^spatial_scale: .*got -0.5"),
         ({"spatial_scale": torch.inf}, ValueError, "^spatial_scale: .*got inf"),
         ({"spatial_scale": torch.nan}, ValueError, "^spatial_scale: .*got nan"),
-        ({"sampling_ratio": -1}, ValueError, "^sampling_ratio: expected 0 to 1000, got -1"),
-        ({"sampling_ratio": 10**12}, ValueError, "^sampling_ratio: expected 0 to 1000, got 10"),
+        ({"sampling_ratio": -2}, ValueError, "^sampling_ratio: expected -1 to 1000, got -2"),
+        ({"sampling_ratio": 10**12}, ValueError, "^sampling_ratio: expected -1 to 1000, got 10"),
     ],
 )
 def test_errors_name_the_argument(change, error, message):
@@ -718,3 +718,31 @@ def test_module_output_size_error():
 
 def test_module_repr_tells_its_kind():
     assert "gamma=0.15, modulated=False" in repr(make_module(modulated=False))
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("sampling_ratio", [-1, 2])
+@pytest.mark.parametrize("listed", [False, True])
+def test_roi_align_is_torchvisions(listed, sampling_ratio, aligned):
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 10, 12, dtype=torch.float64)
+    boxes = [torch.rand(3, 4).double() * 20 for _ in range(2)]
+    for own in boxes:
+        own[:, 2:] += own[:, :2] - 5  # some are less than a pixel, some inverted
+    if not listed:
+        boxes = torch.cat(
+            [torch.nn.functional.pad(b, (1, 0), value=i) for i, b in enumerate(boxes)]
+        )
+    settings = (boxes, (2, 3), 0.5, sampling_ratio, aligned)
+    if aligned and sampling_ratio == -1:  # torchvision takes the mean of one sample that is none
+        settings = (*settings[:3], 2, aligned)
+    torch.testing.assert_close(dcn.roi_align(x, *settings), roi_align(x, *settings))
+
+
+def test_boxes_of_images_that_are_not_there_are_refused():
+    x, boxes = torch.rand(2, 3, 4, 4), torch.rand(2, 4)
+    with pytest.raises(ValueError, match=r"^rois: 1 lists of boxes for 2 images"):
+        dcn.deform_roi_pool(x, [boxes], 2)
+    with pytest.raises(ValueError, match=r"^rois\[1\]: expected a tensor .L, 4., got .2, 5."):
+        dcn.roi_align(x, [boxes, torch.rand(2, 5)], 2)
+    assert dcn.deform_roi_pool(x, [boxes, boxes[:0]], 2).shape == (2, 3, 2, 2)
