@@ -73,7 +73,7 @@ def deform_roi_pool(
     """
     output_size = pair("output_size", output_size, 1)
     if isinstance(rois, list | tuple):
-        rois = _with_index(input, rois)
+        rois = _with_index("rois", input, rois)
     check_tensors(
         optional=("offset", "mask"),
         float32=OPERATOR.float32,
@@ -82,8 +82,7 @@ def deform_roi_pool(
         offset=(offset, 4),
         mask=(mask, 4),
     )
-    if not 0 < spatial_scale < math.inf:
-        raise ValueError(f"spatial_scale: expected a positive number, got {spatial_scale}")
+    _check_scale(spatial_scale)
     check_gamma(gamma)
     sampling_ratio = max(integer("sampling_ratio", sampling_ratio, -1, 1000), 0)
     return torch.ops.dcn.deform_roi_pool.default(
@@ -108,8 +107,9 @@ def roi_align(
 
     Returns, raises: as `deform_roi_pool`.
     """
+    _check_scale(spatial_scale)
     if isinstance(boxes, list | tuple):
-        boxes = _with_index(input, boxes)
+        boxes = _with_index("boxes", input, boxes)
     if not aligned and isinstance(boxes, Tensor) and boxes.dim() == 2 and boxes.shape[1] == 5:
         corner = boxes[:, 1:3]
         size = (boxes[:, 3:] - corner).clamp(min=1 / spatial_scale)
@@ -120,16 +120,21 @@ def roi_align(
     )
 
 
-def _with_index(input: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+def _with_index(name: str, input: Tensor, boxes: Sequence[Tensor]) -> Tensor:
     """[L_i, 4] per image to [K, 5]."""
     if len(boxes) != input.shape[0]:
-        raise ValueError(f"rois: {len(boxes)} lists of boxes for {input.shape[0]} images")
+        raise ValueError(f"{name}: {len(boxes)} lists of boxes for {input.shape[0]} images")
     for i, own in enumerate(boxes):
         if not isinstance(own, Tensor) or own.dim() != 2 or own.shape[1] != 4:
             found = tuple(own.shape) if isinstance(own, Tensor) else type(own).__name__
-            raise ValueError(f"rois[{i}]: expected a tensor [L, 4], got {found}")
+            raise ValueError(f"{name}[{i}]: expected a tensor [L, 4], got {found}")
     rows = [torch.nn.functional.pad(own, (1, 0), value=i) for i, own in enumerate(boxes)]
     return torch.cat(rows) if rows else input.new_empty(0, 5)
+
+
+def _check_scale(spatial_scale: float) -> None:
+    if not 0 < spatial_scale < math.inf:
+        raise ValueError(f"spatial_scale: expected a positive number, got {spatial_scale}")
 
 
 def check_gamma(gamma: float) -> None:

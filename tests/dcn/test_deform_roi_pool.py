@@ -743,6 +743,6 @@ def test_boxes_of_images_that_are_not_there_are_refused():
     x, boxes = torch.rand(2, 3, 4, 4), torch.rand(2, 4)
     with pytest.raises(ValueError, match=r"^rois: 1 lists of boxes for 2 images"):
         dcn.deform_roi_pool(x, [boxes], 2)
-    with pytest.raises(ValueError, match=r"^rois\[1\]: expected a tensor .L, 4., got .2, 5."):
+    with pytest.raises(ValueError, match=r"^boxes\[1\]: expected a tensor .L, 4., got .2, 5."):
         dcn.roi_align(x, [boxes, torch.rand(2, 5)], 2)
     assert dcn.deform_roi_pool(x, [boxes, boxes[:0]], 2).shape == (2, 3, 2, 2)
