@@ -71,7 +71,7 @@ class Function:
     def both(self) -> tuple[Tensor, ...]:
         if self.backward is not None:
             grads = self.backward(self.grad, **self.tensors)
-            return (*self.forward(), *(grad for grad in grads if grad.numel() > 0))
+            return (*self.forward(), *(grad for grad in grads if grad is not None))
         out = self.op(**self.leaves)
         wanted = [leaf for leaf in self.leaves.values() if leaf.requires_grad]
         return (out.detach(), *torch.autograd.grad(out, wanted, self.grad))
@@ -139,8 +139,11 @@ def conv_functions(case: Conv, dtype=torch.float32, device: str = "cpu") -> dict
     pairs = {name: [value, value] for name, value in regular.items()}
     reference = partial(reference_conv.forward, **pairs)
 
-    def reference_backward(grad, bias, **tensors):
-        return (*reference_conv.backward(grad, **tensors, **pairs), grad.sum((0, 2, 3)))
+    def reference_backward(grad, **tensors):
+        *found, bias, mask = reference_conv.backward(
+            grad, **tensors, **pairs, output_mask=[True] * 5
+        )
+        return (*found, mask, bias)  # as in `tensors`
 
     conv2d = partial(F.conv2d, groups=case.groups, **regular)
     plain = {name: tensors[name] for name in ("input", "weight", "bias")}
@@ -176,10 +179,15 @@ def pool_functions(case: Pool, dtype=torch.float32, device: str = "cpu") -> dict
     deformed = plain | {"offset": offset.to(device, dtype), "mask": mask.to(device, dtype)}
     grad = torch.randn(rois, case.size[0], 7, 7, generator=gen).to(device, dtype)
     geometry = dict(output_size=(7, 7), spatial_scale=SCALE, sampling_ratio=ratio, gamma=GAMMA)
-    pool, reference, reference_backward = (
+    pool, reference = (
         partial(function, offset=None, mask=None, **geometry)
-        for function in (dcn.deform_roi_pool, reference_pool.forward, reference_pool.backward)
+        for function in (dcn.deform_roi_pool, reference_pool.forward)
     )
+
+    def reference_backward(grad, input, rois, offset=None, mask=None):
+        wanted = [True, offset is not None, mask is not None]
+        tensors = (grad, input, rois, offset, mask)
+        return reference_pool.backward(*tensors, **geometry, output_mask=wanted)
 
     def torchvision_align(input, rois):
         # its default, -1, is our 0
