@@ -1,4 +1,4 @@
-"""Deformable operators for PyTorch: modulated deformable convolution and deformable RoI pooling."""
+"""Deformable operators for PyTorch: convolution, RoI pooling, DCNv3's and DCNv4's aggregation."""
 
 from . import gpu, native
 from .aggregation import DCNv3, DCNv4, dcnv3, dcnv4

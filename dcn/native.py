@@ -92,9 +92,9 @@ def _load() -> ctypes.CDLL:
 
 
 def add_kernels() -> None:
-    """To all operators, if there are any."""
-    if kernels is not None:
-        for operator in OPERATORS.values():
+    """To all operators that have some, if they are built."""
+    for operator in OPERATORS.values():
+        if kernels is not None and operator.has("cpu"):
             own = operator.implementation("cpu")
             operator.add_kernels("cpu", own.forward, own.backward)
 

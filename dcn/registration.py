@@ -1,6 +1,6 @@
 """Registers operators and their gradients with PyTorch's dispatcher."""
 
-import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -81,6 +81,9 @@ class Operator:
             )
             for name, kernel in zip(schemas, kernels, strict=True):
                 torch.library.impl(f"dcn::{name}", key)(kernel)
+
+    def has(self, backend: str) -> bool:
+        return importlib.util.find_spec(f"{self.package}.{backend}") is not None
 
     def implementation(self, backend: str) -> ModuleType:
         return importlib.import_module(f"{self.package}.{backend}")

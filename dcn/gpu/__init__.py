@@ -88,9 +88,9 @@ def _replaced_by_the_definition(reason: str, error: Exception | None = None) -> 
 
 
 def add_kernels() -> None:
-    """To all operators."""
+    """To all operators that have some."""
     if importlib.util.find_spec("triton") is not None and torch.version.hip is None:
-        for operator in OPERATORS.values():
+        for operator in filter(lambda operator: operator.has("gpu"), OPERATORS.values()):
             operator.add_kernels("cuda", *kernels(operator))
     elif torch.version.cuda is not None:
         warnings.warn(

@@ -98,7 +98,11 @@ def roi_align(
     sampling_ratio: int = -1,
     aligned: bool = False,
 ) -> Tensor:
-    """RoIAlign (arXiv 1703.06870): signature and values of `torchvision.ops.roi_align`.
+    """RoIAlign (arXiv 1703.06870), with the signature of `torchvision.ops.roi_align`.
+
+    Its values are the same up to rounding. That decides on the number of samples of a bin where its
+    size is a whole number of pixels: with adaptive sampling and `aligned=False`, boxes under a
+    pixel of the map wide or high may pool another value.
 
     Args:
         input, boxes, output_size, spatial_scale, sampling_ratio: as in `deform_roi_pool`.

@@ -41,6 +41,10 @@ def scale(tmp_path_factory):
             float32=("factor",),
         )
         operator.register()
+        # What adds kernels asks this first: the import of dcn must not fail for want of them.
+        assert operator.has("definition")
+        assert not operator.has("cpu")
+        assert not operator.has("gpu")
     finally:
         sys.path.remove(str(folder.parent))
     yield torch.ops.dcn.scale.default
