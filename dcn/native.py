@@ -33,7 +33,7 @@ def call(kernel: str, dtype: torch.dtype, *fields: Tensor | Deltas | Grid | floa
     for field in fields:
         values += _numbers(field)
     packed = _layout(kernel, tuple(map(type, values))).pack(*values)
-    if getattr(kernels, f"dcn_{kernel}")(packed) != 0:
+    if getattr(kernels, f"dcn_{kernel}")(packed) != 0:  # the type is one of those it knows
         raise MemoryError("dcn: no memory for the kernel's buffers")
 
 

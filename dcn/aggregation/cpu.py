@@ -10,21 +10,10 @@ from ..layout import cast, compute_dtype, like
 from .definition import check_shapes, deltas_of, grid_of
 
 
-def forward(
-    input: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    offset_scale: float,
-    without_centre: bool,
-) -> Tensor:
-    """Shapes as in `dcn.dcnv3`, or without a mask as in `dcn.dcnv4`."""
-    grid = grid_of(kernel, stride, padding, dilation, offset_scale, without_centre)
-    out_size = check_shapes(input, offset, mask, padding, dilation, groups, grid)
+def forward(input: Tensor, offset: Tensor, mask: Tensor | None, *settings) -> Tensor:
+    """As in the definition."""
+    *of_grid, groups = settings
+    out_size, grid = check_shapes(input, offset, mask, *settings), grid_of(*of_grid)
     image, offset, mask = _operands(input, offset, mask)
     out = image.new_empty(input.shape[0], *out_size, input.shape[3])
     deltas = deltas_of(offset, mask, groups, grid)
@@ -34,22 +23,12 @@ def forward(
 
 
 def backward(
-    grad: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    offset_scale: float,
-    without_centre: bool,
-    output_mask: list[bool],
+    grad: Tensor, input: Tensor, offset: Tensor, mask: Tensor | None, *rest
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of input, offset and mask, those that `output_mask` asks for."""
-    grid = grid_of(kernel, stride, padding, dilation, offset_scale, without_centre)
-    out_size = check_shapes(input, offset, mask, padding, dilation, groups, grid)
+    """As in the definition: the last argument says which gradients are wanted."""
+    *settings, output_mask = rest
+    *of_grid, groups = settings
+    out_size, grid = check_shapes(input, offset, mask, *settings), grid_of(*of_grid)
     check_shape("grad", grad, (input.shape[0], *out_size, input.shape[3]))
     of_input, of_offset, of_mask = output_mask
     image, wide_offset, wide_mask = _operands(input, offset, mask)

@@ -30,13 +30,13 @@ def forward(
     stride: list[int],
     padding: list[int],
     dilation: list[int],
-    groups: int,
     offset_scale: float,
     without_centre: bool,
+    groups: int,
 ) -> Tensor:
     """Shapes as in `dcn.dcnv3`, or without a mask as in `dcn.dcnv4`."""
-    grid = grid_of(kernel, stride, padding, dilation, offset_scale, without_centre)
-    out = check_shapes(input, offset, mask, padding, dilation, groups, grid)
+    of_grid = (kernel, stride, padding, dilation, offset_scale, without_centre)
+    out, grid = check_shapes(input, offset, mask, *of_grid, groups), grid_of(*of_grid)
     _, rows, bags = _bags(input, offset, mask, groups, grid)
     return sum_bags(rows, bags).view(input.shape[0], *out, input.shape[3]).to(input.dtype)
 
@@ -50,14 +50,14 @@ def backward(
     stride: list[int],
     padding: list[int],
     dilation: list[int],
-    groups: int,
     offset_scale: float,
     without_centre: bool,
+    groups: int,
     output_mask: list[bool],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of input, offset and mask, those that `output_mask` asks for."""
-    grid = grid_of(kernel, stride, padding, dilation, offset_scale, without_centre)
-    out = check_shapes(input, offset, mask, padding, dilation, groups, grid)
+    of_grid = (kernel, stride, padding, dilation, offset_scale, without_centre)
+    out, grid = check_shapes(input, offset, mask, *of_grid, groups), grid_of(*of_grid)
     check_shape("grad", grad, (input.shape[0], *out, input.shape[3]))
     of_input, of_offset, of_mask = output_mask
     samples, rows, bags = _bags(input, offset, mask, groups, grid)
@@ -83,31 +83,32 @@ def check_shapes(
     input: Tensor,
     offset: Tensor,
     mask: Tensor | None,
+    kernel: list[int],
+    stride: list[int],
     padding: list[int],
     dilation: list[int],
+    offset_scale: float,
+    without_centre: bool,
     groups: int,
-    grid: Grid,
 ) -> tuple[int, int]:
-    """What every kernel relies on: (H_out, W_out).
+    """What every kernel relies on: (H_out, W_out). Sizes may be symbolic.
 
     Raises:
         ValueError: shapes that do not fit together.
     """
     n, h, w, c = input.shape
-    points = grid.num_points
+    points = kernel[0] * kernel[1] - without_centre
     if c == 0 or c % groups:
         raise ValueError(f"group: {groups} does not divide an input of {c} channels")
     out = tuple(
         (size + 2 * pad - step * (k - 1) - 1) // by + 1
-        for size, k, by, pad, step in zip(
-            (h, w), grid.kernel, grid.stride, padding, dilation, strict=True
-        )
+        for size, k, by, pad, step in zip((h, w), kernel, stride, padding, dilation, strict=True)
     )
     if h * w >= 2**31:
         raise ValueError(f"input: {h}×{w} pixels are more than 32 bits can number")
     if h == 0 or w == 0 or min(out) <= 0:
         raise ValueError(
-            f"input: {h}×{w} pixels are too few for a kernel of {grid.kernel} with pad "
+            f"input: {h}×{w} pixels are too few for a kernel of {tuple(kernel)} with pad "
             f"{tuple(padding)} and dilation {tuple(dilation)}"
         )
     if mask is None:

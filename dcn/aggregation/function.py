@@ -8,7 +8,7 @@ from torch.overrides import wrap_torch_function
 
 from ..checks import check_tensors, integer, pair
 from ..registration import Operator
-from .definition import check_shapes, grid_of
+from .definition import check_shapes
 
 
 @wrap_torch_function(lambda input, offset, mask, *_, **__: (input, offset, mask))
@@ -125,19 +125,17 @@ def _aggregate(
     if remove_center and (points == 1 or points % 2 == 0):
         raise ValueError(f"remove_center: a kernel of {kernel[0]}×{kernel[1]} has no middle point")
     return torch.ops.dcn.deform_aggregation.default(
-        input, offset, mask, kernel, stride, padding, dilation, group, offset_scale, remove_center
+        input, offset, mask, kernel, stride, padding, dilation, offset_scale, remove_center, group
     )
 
 
 def _fake(input, offset, mask, *settings):
-    _, _, padding, dilation, groups, *_ = settings
-    grid = grid_of(*settings[:4], *settings[5:])
-    size = check_shapes(input, offset, mask, padding, dilation, groups, grid)
+    size = check_shapes(input, offset, mask, *settings)
     return input.new_empty(input.shape[0], *size, input.shape[3])
 
 
 def _flops(input, offset, mask, kernel, *settings, out):
-    *_, without_centre = settings
+    *_, without_centre, _groups = settings
     return 2 * math.prod(out) * (math.prod(kernel) - without_centre)
 
 
@@ -145,7 +143,7 @@ OPERATOR = Operator(
     "deform_aggregation",
     __package__,
     "Tensor input, Tensor offset, Tensor? mask, SymInt[2] kernel, SymInt[2] stride, "
-    "SymInt[2] padding, SymInt[2] dilation, SymInt groups, float offset_scale, bool without_centre",
+    "SymInt[2] padding, SymInt[2] dilation, float offset_scale, bool without_centre, SymInt groups",
     gradients=("input", "offset", "mask"),
     fake=_fake,
     flops=_flops,

@@ -188,21 +188,10 @@ def backward_kernel(
             tl.store(to, value.to(grad_mask.dtype.element_ty), mask=valid)
 
 
-def forward(
-    input: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    offset_scale: float,
-    without_centre: bool,
-) -> Tensor:
-    """Shapes as in `dcn.dcnv3`, or without a mask as in `dcn.dcnv4`."""
-    grid = grid_of(kernel, stride, padding, dilation, offset_scale, without_centre)
-    size = check_shapes(input, offset, mask, padding, dilation, groups, grid)
+def forward(input: Tensor, offset: Tensor, mask: Tensor | None, *settings) -> Tensor:
+    """As in the definition."""
+    *of_grid, groups = settings
+    size, grid = check_shapes(input, offset, mask, *settings), grid_of(*of_grid)
     out = input.new_empty(input.shape[0], *size, input.shape[3])
     if out.numel() > 0:
         call = _Call.of(input, offset, mask, out, groups, grid)
@@ -216,29 +205,18 @@ def forward(
 
 
 def backward(
-    grad: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    offset_scale: float,
-    without_centre: bool,
-    output_mask: list[bool],
+    grad: Tensor, input: Tensor, offset: Tensor, mask: Tensor | None, *rest
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of input, offset and mask, those that `output_mask` asks for.
+    """As in the definition: the last argument says which gradients are wanted.
 
     Samples add to the same pixels in any order, so where the order must be the same every time the
     definition in plain PyTorch runs instead.
     """
-    settings = (kernel, stride, padding, dilation, groups, offset_scale, without_centre)
+    *settings, output_mask = rest
     if torch.are_deterministic_algorithms_enabled():
         return definition.backward(grad, input, offset, mask, *settings, output_mask)
-    grid = grid_of(kernel, stride, padding, dilation, offset_scale, without_centre)
-    size = check_shapes(input, offset, mask, padding, dilation, groups, grid)
+    *of_grid, groups = settings
+    size, grid = check_shapes(input, offset, mask, *settings), grid_of(*of_grid)
     check_shape("grad", grad, (input.shape[0], *size, input.shape[3]))
     of_input, of_offset, of_mask = output_mask
     grad_input = torch.zeros(

@@ -200,13 +200,13 @@ def assert_pool_is_its_definition(tensors, grad, out, grads, case, tensor_cores=
 def aggregation_settings(case):
     """What follows the tensors."""
     pairs = (list(case[k]) for k in ("kernel", "stride", "padding", "dilation"))
-    return (*pairs, case["groups"], case["offset_scale"], case["without_centre"])
+    return (*pairs, case["offset_scale"], case["without_centre"], case["groups"])
 
 
 def aggregation_tensors(case):
     gen = torch.Generator().manual_seed(case["seed"])
     settings = aggregation_settings(case)
-    grid = aggregation.grid_of(*settings[:4], *settings[5:])
+    grid = aggregation.grid_of(*settings[:-1])
     n, groups, points = case["n"], case["groups"], grid.num_points
     out = [
         (size + 2 * pad - by * (k - 1) - 1) // stride + 1
@@ -235,7 +235,7 @@ def assert_aggregation_is_its_definition(tensors, grad, out, grads, case, tensor
     """Output, and gradients by name, of tensors of any dtype against the definition in float64."""
     settings, dtype = aggregation_settings(case), case["dtype"]
     x, offset, mask = (None if t is None else t.detach().double() for t in tensors.values())
-    grid = aggregation.grid_of(*settings[:4], *settings[5:])
+    grid = aggregation.grid_of(*settings[:-1])
     # The same samples, with weights that do not cancel.
     above = (x.abs(), offset.clone(), None if mask is None else mask.clone())
     aggregation.deltas_of(*above[1:], case["groups"], grid).mask.abs_()

@@ -148,6 +148,21 @@ def test_compile_without_graph_break():
         torch.testing.assert_close(compiled(x), layer(x))
 
 
+def test_compile_with_settings_that_change():
+    """They are symbolic then."""
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda x, offset, mask, pad: dcn.dcnv3(x, offset, mask, pad=pad, group=2),
+        fullgraph=True,
+        backend="aot_eager",
+        dynamic=True,
+    )
+    for pad in (1, 2, 3):
+        tensors, _ = aggregation_tensors(CASE | dict(padding=(pad, pad)))
+        expected = dcn.dcnv3(*tensors.values(), pad=pad, group=2)
+        torch.testing.assert_close(compiled(*tensors.values(), pad), expected)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_same_bits_twice(threads):
     before = torch.get_num_threads()
@@ -160,6 +175,21 @@ def test_same_bits_twice(threads):
     assert torch.equal(first[2], second[2])
     assert all(torch.equal(first[3][k], second[3][k]) for k in first[3])
     assert_aggregation_is_its_definition(*first, case)
+
+
+def test_slices_of_a_group_share_sums_of_a_part_of_the_positions():
+    # Two slices have sums for 19,418 positions at a time.
+    case = CASE | dict(n=1, groups=1, group_channels=16, size=(160, 150))
+    before = torch.get_num_threads()
+    gradients = {}
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            gradients[threads] = run(case)[3]
+    finally:
+        torch.set_num_threads(before)
+    for name, expected in gradients[1].items():
+        torch.testing.assert_close(gradients[2][name], expected)
 
 
 def test_autocast_leaves_offsets_and_masks_in_float32():
@@ -184,6 +214,7 @@ def test_autocast_leaves_offsets_and_masks_in_float32():
         ({"mask": None}, TypeError, "^mask: expected a tensor"),
         ({"kernel_size": 0}, ValueError, "^kernel_size: expected at least 1"),
         ({"stride": 1.5}, TypeError, "^stride: expected an int or two"),
+        ({"stride": torch.zeros(9)}, TypeError, "^stride: expected an int or two, got a tensor$"),
         ({"pad": -1}, ValueError, "^pad: expected at least 0"),
         ({"dilation": 9}, ValueError, "^input: 6.7 pixels are too few"),
         ({"group": 0}, ValueError, "^group: expected 1 to 32"),
@@ -268,6 +299,27 @@ def test_layers_train(settings, stride):
 def test_layers_refuse_settings_by_name(layer, arguments, message):
     with pytest.raises(ValueError, match=message):
         layer(16, **arguments)
+
+
+def test_a_dcnv4_takes_maps_and_rows_of_pixels():
+    layer, x = randomised(dcn.DCNv4(16, stride=2)), torch.randn(2, 7, 9, 16)
+    out = layer(x)
+    assert out.shape == (2, 4, 5, 16)
+    assert torch.equal(layer(x.flatten(1, 2), (7, 9)), out.flatten(1, 2))
+    with pytest.raises(
+        ValueError, match=r"^input: expected .N, L, C. or .N, H, W, C., got .2, 16."
+    ):
+        layer(x[:, 0, 0])
+
+
+@pytest.mark.parametrize("layer", [dcn.DCNv3, dcn.DCNv4])
+def test_weights_that_start_at_zero_do_so_again(layer):
+    module = randomised(layer(16, center_feature_scale=True))
+    module.init_weights()
+    zero = ("offset", "mask", "center", "offset_mask")
+    for name, parameter in module.named_parameters():
+        if name.startswith(zero) or name.endswith("proj.bias"):
+            assert not parameter.any(), name
 
 
 def test_a_map_that_is_no_square_needs_a_shape():

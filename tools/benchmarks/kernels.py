@@ -55,7 +55,7 @@ def calls(dtype: torch.dtype) -> list[Call]:
     grad = tensor(512, 256, 7, 7)
     pool, sums = "deform_roi_pool {}", "deform_aggregation {}"
     features, offset_mask = tensor(1, 56, 56, 128), tensor(1, 56, 56, 216)
-    packed = (features, offset_mask, None, [3, 3], *geometry, 8, 1.0, False)
+    packed = (features, offset_mask, None, [3, 3], *geometry, 1.0, False, 8)
     return [
         *recorded("deform_conv2d {}", deform_conv.forward, *conv),
         *recorded("deform_conv2d {}", deform_conv.backward, x, *conv, [True] * 5),

@@ -49,7 +49,7 @@ def main() -> None:
         (tensor(1, 1, 1, 1), tensor(1, 1, 1, 32), None, 1),
         (tensor(1, 5, 6, 12), tensor(1, 5, 6, 48), tensor(1, 5, 6, 24), 3),
     ):
-        settings = ([3, 3], [1, 1], [1, 1], [1, 1], groups, 0.5, mask is not None)
+        settings = ([3, 3], [1, 1], [1, 1], [1, 1], 0.5, mask is not None, groups)
         arguments, wanted = (x, offset, mask, *settings), [True, True, mask is not None]
         calls += recorded("", aggregation.forward, *arguments)
         calls += recorded("", aggregation.backward, x, *arguments, wanted)
