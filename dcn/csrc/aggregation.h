@@ -2,8 +2,8 @@
 // samples of a group of channels, which are not mixed. With a weight for every point and channel it
 // is the depthwise deformable convolution.
 //
-// Forward: threads take positions. Backward: threads take an image and a slice of the channels of a
-// group, whose gradient is theirs alone.
+// Forward: threads take positions. Backward: threads take a group of an image, or a slice of its
+// channels in all images, whose gradient is theirs alone.
 #pragma once
 
 #include "grid.h"
@@ -60,49 +60,57 @@ class Aggregation {
     void backward() const {
         if (grid.positions == 0) return;
         const int64_t images = args.input.size[0], lanes = kLanes<A>;
-        // Images at a time: all of them add to the gradient of a weight.
-        const int64_t batch = Weighted ? images : 1, batches = images / batch;
+        // A thread takes an image where there are enough; but all of them add to the gradient of a
+        // weight.
+        const bool by_image = !Weighted && images * grid.groups >= args.threads;
+        const int64_t batches = by_image ? images : 1;
+        const int64_t positions = grid.positions / batches;  // of a task
         // Slices of a group where there are not groups enough for all threads.
         const int64_t wanted = ceil_div(args.threads, batches * grid.groups);
         const int64_t slice = least(group, round_up(ceil_div(group, wanted), lanes));
-        const int64_t slices = ceil_div(group, slice);
-        const int64_t positions = grid.positions / images;  // of one image
+        const int64_t slices = ceil_div(group, slice), tasks = batches * grid.groups * slices;
+        const bool of_deltas =
+            args.grad_deltas.y.data != nullptr || args.grad_deltas.mask.data != nullptr;
+        // What slices have of the gradients of some positions, until all are there.
+        const bool partial = of_deltas && slices > 1;
+        const int64_t budget = args.threads * kPartials / (tasks * points * 3);
+        const int64_t chunk = partial ? least(positions, most(budget, 1)) : positions;
 
         const Buffers<Located<A>> located(args.threads, blocks);
         const Buffers<T> outside(1, slice);
         const Buffers<A> nowhere(args.threads, slice);
         const Buffers<A> sums(args.threads, round_up(3 * points, lanes) * lanes);
-        const Buffers<A> partials(slices > 1 ? batches * grid.groups * slices : 0,
-                                  batch * positions * points * 3);
+        const Buffers<A> partials(partial ? tasks : 0, chunk * points * 3);
 #pragma omp parallel num_threads(args.threads)
-        {
+        for (int64_t begin = 0; begin < positions; begin += chunk) {
+            const int64_t end = least(begin + chunk, positions);
             const int thread = omp_get_thread_num();
             Located<A>* const samples = located[thread];
             A* const sum = sums[thread];
 #pragma omp for schedule(dynamic)
-            for (int64_t i = 0; i < batches * grid.groups * slices; i++) {
-                const int64_t first_q = i / slices / grid.groups * batch * positions;
+            for (int64_t i = 0; i < tasks; i++) {
                 const int64_t g = i / slices % grid.groups;
                 const int64_t first = i % slices * slice, size = least(slice, group - first);
-                Position at = grid.position(first_q);
-                for (int64_t q = 0; q < batch * positions; q++, grid.advance(at)) {
+                const int64_t task = i / slices / grid.groups * positions;
+                Position at = grid.position(task + begin);
+                for (int64_t q = begin; q < end; q++, grid.advance(at)) {
                     locate(at, g, samples);
-                    spread(samples, at.image * image_pixels, g * group + first, size, first_q + q,
+                    spread(samples, at.image * image_pixels, g * group + first, size, task + q,
                            outside[0], nowhere[thread], sum);
-                    if (slices > 1) {
-                        std::memcpy(partials[i] + q * points * 3, sum, 3 * points * sizeof(A));
-                    } else {
+                    if (partial) {
+                        std::memcpy(partials[i] + (q - begin) * points * 3, sum,
+                                    3 * points * sizeof(A));
+                    } else if (of_deltas) {
                         grid.store(args.grad_deltas, at, g, sum);
                     }
                 }
             }
-            if (slices > 1) {
+            if (partial) {  // of one batch
 #pragma omp for
-                for (int64_t q = 0; q < grid.positions; q++) {
+                for (int64_t q = begin; q < end; q++) {
                     const Position at = grid.position(q);
                     for (int64_t g = 0; g < grid.groups; g++) {
-                        add_partials(at, g, slices, q / (batch * positions),
-                                     q % (batch * positions), partials, sum);
+                        add_partials(at, g, slices, q - begin, partials, sum);
                     }
                 }
             }
@@ -111,6 +119,7 @@ class Aggregation {
 
    private:
     static constexpr int64_t kTile = 16;  // positions that a thread takes at a time
+    static constexpr int64_t kPartials = 512 * 1024;
     static constexpr int64_t kPoints = Located<A>::kPoints;
 
     using Position = typename SampleGrid<A>::Position;
@@ -370,9 +379,9 @@ class Aggregation {
         });
     }
 
-    void add_partials(const Position& at, int64_t g, int64_t slices, int64_t b, int64_t q,
+    void add_partials(const Position& at, int64_t g, int64_t slices, int64_t q,
                       const Buffers<A>& partials, A* sum) const {
-        const int64_t first = (b * grid.groups + g) * slices, size = 3 * points;
+        const int64_t first = g * slices, size = 3 * points;
         std::memset(sum, 0, size * sizeof(A));
         for (int64_t s = 0; s < slices; s++) {
             for (int64_t i = 0; i < size; i++) sum[i] += partials[first + s][q * size + i];
@@ -393,8 +402,10 @@ class DepthwiseConvolution {
     using A = typename Compute<T>::type;
 
     static bool fits(const DeformConv2d& args) {
+        const int64_t channels = args.input.size[1];
         const bool countable = args.input.size[2] * args.input.size[3] <= INT32_MAX;
-        return args.weight.size[1] == 1 && args.output.size[1] == args.input.size[1] && countable;
+        return args.weight.size[1] == 1 && args.output.size[1] == channels && channels > 1 &&
+               countable;
     }
 
     // The output, or its gradient, is dense and channels-last.

@@ -75,7 +75,7 @@ def backward(
 
 def _is_depthwise(input: Tensor, weight: Tensor) -> bool:
     """Then the kernels need not multiply matrices, and know one layout of the output."""
-    return weight.shape[1] == 1 and weight.shape[0] == input.shape[1]
+    return weight.shape[1] == 1 and 1 < weight.shape[0] == input.shape[1]
 
 
 def _operands(
