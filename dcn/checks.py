@@ -19,7 +19,7 @@ def integer(name: str, value: int, least: int, most: int) -> int:
         ValueError: below `least` or above `most`.
     """
     if not _is_integer(value):
-        raise TypeError(f"{name}: expected an int, got {value!r}")
+        raise TypeError(f"{name}: expected an int, got {_shown(value)}")
     if not least <= value <= most:
         raise ValueError(f"{name}: expected {least} to {most}, got {value!r}")
     return value if isinstance(value, int) else int(value)
@@ -34,7 +34,7 @@ def pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]
     """
     values = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(values) != 2 or not all(map(_is_integer, values)):
-        raise TypeError(f"{name}: expected an int or two, got {value!r}")
+        raise TypeError(f"{name}: expected an int or two, got {_shown(value)}")
     if min(values) < least:
         raise ValueError(f"{name}: expected at least {least}, got {value!r}")
     return tuple(v if isinstance(v, int) else int(v) for v in values)  # a SymInt stays one
@@ -43,6 +43,10 @@ def pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]
 def _is_integer(value: object) -> bool:
     # The first question is a tenth of the time of the second.
     return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
+
+
+def _shown(value: object) -> str:
+    return "a tensor" if isinstance(value, Tensor) else repr(value)  # not its elements
 
 
 def check_tensors(

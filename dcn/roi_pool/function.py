@@ -115,6 +115,7 @@ def roi_align(
     if isinstance(boxes, list | tuple):
         boxes = _with_index("boxes", input, boxes)
     if not aligned and isinstance(boxes, Tensor) and boxes.dim() == 2 and boxes.shape[1] == 5:
+        boxes = boxes.float() if boxes.dtype.itemsize == 2 else boxes
         corner = boxes[:, 1:3]
         size = (boxes[:, 3:] - corner).clamp(min=1 / spatial_scale)
         corner = corner + 0.5 / spatial_scale
@@ -132,7 +133,9 @@ def _with_index(name: str, input: Tensor, boxes: Sequence[Tensor]) -> Tensor:
         if not isinstance(own, Tensor) or own.dim() != 2 or own.shape[1] != 4:
             found = tuple(own.shape) if isinstance(own, Tensor) else type(own).__name__
             raise ValueError(f"{name}[{i}]: expected a tensor [L, 4], got {found}")
-    rows = [torch.nn.functional.pad(own, (1, 0), value=i) for i, own in enumerate(boxes)]
+    # 16 bits hold neither every image's number nor a shift by half a pixel.
+    wide = (own.float() if own.dtype.itemsize == 2 else own for own in boxes)
+    rows = [torch.nn.functional.pad(own, (1, 0), value=i) for i, own in enumerate(wide)]
     return torch.cat(rows) if rows else input.new_empty(0, 5)
 
 

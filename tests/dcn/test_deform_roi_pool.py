@@ -739,6 +739,13 @@ def test_roi_align_is_torchvisions(listed, sampling_ratio, aligned):
     torch.testing.assert_close(dcn.roi_align(x, *settings), roi_align(x, *settings))
 
 
+def test_boxes_of_16_bits_keep_their_image():
+    x = torch.arange(258.0).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
+    boxes = [torch.tensor([[0.0, 0, 2, 2]], dtype=torch.bfloat16)] * len(x)
+    pooled = dcn.roi_align(x, boxes, 1, sampling_ratio=1, aligned=True)
+    assert torch.equal(pooled.flatten(), torch.arange(258.0))
+
+
 def test_boxes_of_images_that_are_not_there_are_refused():
     x, boxes = torch.rand(2, 3, 4, 4), torch.rand(2, 4)
     with pytest.raises(ValueError, match=r"^rois: 1 lists of boxes for 2 images"):
