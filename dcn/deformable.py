@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .grid import Deltas, Grid
 
@@ -32,9 +32,20 @@ class Deformable:
     in which layout it predicts.
     """
 
-    def samples(self, *inputs: Tensor) -> Samples:
-        """Of a call with these arguments. It predicts once more, so keep it out of hot paths."""
+    def samples(self, *args, **kwargs) -> Samples:
+        """Of a call of the layer with these arguments.
+
+        It predicts once more, so keep it out of hot paths.
+        """
         raise NotImplementedError
+
+
+def check_replaceable(conv: nn.Module) -> None:
+    """Raises ValueError where no layer can stand in for a module."""
+    if not isinstance(conv, nn.Conv2d):
+        raise ValueError(f"conv: expected a Conv2d, got {type(conv).__name__}")
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        raise ValueError(f"conv: only padding with zeros of a given size, got {conv}")
 
 
 def samples_of(deltas: Deltas, grid: Grid, input_size: tuple[int, int]) -> Samples:

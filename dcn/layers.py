@@ -39,7 +39,8 @@ class Layer:
 
 _AGGREGATION = ("group", "offset_scale", "dw_kernel_size", "center_feature_scale", "remove_center")
 LAYERS = {
-    "dconv": Layer(DeformConv2d, ("deform_groups",), {"modulated": False}),
+    # A mask_scale scales no mask there; a config may have one for the other kind.
+    "dconv": Layer(DeformConv2d, ("deform_groups", "mask_scale"), {"modulated": False}),
     "mdconv": Layer(DeformConv2d, ("deform_groups", "mask_scale")),
     "dcnv3": Layer(DCNv3, (*_AGGREGATION, "act_layer", "norm_layer")),
     "dcnv4": Layer(DCNv4, _AGGREGATION),

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import integer
-from ..deformable import Deformable, Samples, samples_of
+from ..deformable import Deformable, Samples, check_replaceable, samples_of
 from .definition import deltas_of, grid_of, packed_channels
 from .function import dcnv3, dcnv4
 
@@ -62,12 +62,14 @@ class DCNv3(nn.Module, Deformable):
             raise ValueError(f"norm_layer: expected 'LN' or 'BN', got {norm_layer!r}")
         self.settings = (kernel_size, stride, pad, dilation, group, offset_scale, remove_center)
         self.group = group
+        if dw_kernel_size is None:
+            dw_kernel_size = kernel_size
         points = group * (kernel_size**2 - remove_center)
         norm = (_ChannelsLast(), nn.LayerNorm(channels, eps=1e-6))
         if norm_layer == "BN":
             norm = (nn.BatchNorm2d(channels), _ChannelsLast())
         self.dw_conv = nn.Sequential(
-            _depthwise(channels, dw_kernel_size or kernel_size, stride),
+            _depthwise(channels, dw_kernel_size, stride),
             nn.Sequential(*norm),
             _ACTIVATIONS[act_layer](),
         )
@@ -77,8 +79,8 @@ class DCNv3(nn.Module, Deformable):
         self.output_proj = nn.Linear(channels, channels)
         self.center_feature_scale = center_feature_scale
         if center_feature_scale:
-            self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
-            self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
+            self.center_feature_scale_proj_weight = nn.Parameter(torch.empty(group, channels))
+            self.center_feature_scale_proj_bias = nn.Parameter(torch.empty(group))
         self.init_weights()
 
     @classmethod
@@ -90,22 +92,23 @@ class DCNv3(nn.Module, Deformable):
         """mmengine calls this after it has initialised all layers."""
         _zero(self.offset, self.mask)
         _xavier(self.input_proj, self.output_proj)
+        _zero_centre(self)
 
-    def predict(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Offsets and masks, as `dcnv3` takes them, and the features that they come from."""
-        features = self.dw_conv(input.permute(0, 3, 1, 2))
+    def _of_features(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Offsets and masks, as `dcnv3` takes them."""
         mask = self.mask(features).unflatten(3, (self.group, -1)).softmax(-1).flatten(3)
-        return self.offset(features), mask, features
+        return self.offset(features), mask
 
     def samples(self, input: Tensor) -> Samples:
-        """A BatchNorm that is trained sees the input once more."""
-        offset, mask, _ = self.predict(input)
-        return _samples(input, offset, mask, self.settings)
+        # A BatchNorm that is trained must not see the input twice: it updates copies.
+        buffers = {name: buffer.clone() for name, buffer in self.dw_conv.named_buffers()}
+        features = torch.func.functional_call(self.dw_conv, buffers, input.permute(0, 3, 1, 2))
+        return _samples(input, *self._of_features(features), self.settings)
 
     def forward(self, input: Tensor) -> Tensor:
         x = self.input_proj(input)
-        offset, mask, features = self.predict(input)
-        out = dcnv3(x, offset, mask, *self.settings)
+        features = self.dw_conv(input.permute(0, 3, 1, 2))
+        out = dcnv3(x, *self._of_features(features), *self.settings)
         if self.center_feature_scale:
             out = _mixed(
                 out,
@@ -139,7 +142,8 @@ class DCNv4(nn.Module, Deformable):
         output_bias: whether `output_proj` has a bias.
         without_pointwise: leave out both projections.
 
-    Shapes: [N, L, C] -> [N, L_out, C], L = H·W pixels row by row.
+    Shapes: [N, L, C] -> [N, L_out, C], L = H·W pixels row by row, as in the release; or
+    [N, H, W, C] -> [N, H_out, W_out, C].
 
     Raises:
         TypeError: no int.
@@ -176,8 +180,8 @@ class DCNv4(nn.Module, Deformable):
             self.output_proj = nn.Linear(channels, channels, bias=output_bias)
         self.center_feature_scale = center_feature_scale
         if center_feature_scale:
-            self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
-            self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
+            self.center_feature_scale_proj_weight = nn.Parameter(torch.empty(group, channels))
+            self.center_feature_scale_proj_bias = nn.Parameter(torch.empty(group))
         self.init_weights()
 
     @classmethod
@@ -190,25 +194,25 @@ class DCNv4(nn.Module, Deformable):
         _zero(self.offset_mask)
         if self.value_proj is not None:
             _xavier(self.value_proj, self.output_proj)
+        _zero_centre(self)
 
-    def predict(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+    def _predict(self, image: Tensor) -> Tensor:
         """Offsets and weights, as `dcnv4` takes them."""
-        features = input.unflatten(1, _shape(input, shape))
         if self.offset_mask_dw is not None:
-            features = self.offset_mask_dw(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            features = self.offset_mask_dw(image.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         else:
-            features = features[:, :: self.stride, :: self.stride]
+            features = image[:, :: self.stride, :: self.stride]
         return self.offset_mask(features)
 
     def samples(self, input: Tensor, shape: tuple[int, int] | None = None) -> Samples:
-        image = input.unflatten(1, _shape(input, shape))
-        return _samples(image, self.predict(input, shape), None, self.settings)
+        image = _as_map(input, shape)
+        return _samples(image, self._predict(image), None, self.settings)
 
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
-        """`shape` is (H, W); without it the map is a square."""
-        x = input if self.value_proj is None else self.value_proj(input)
-        x = x.unflatten(1, _shape(input, shape))
-        out = dcnv4(x, self.predict(input, shape), *self.settings)
+        """`shape` is (H, W) of [N, L, C]; without it the map is a square."""
+        image = _as_map(input, shape)
+        x = image if self.value_proj is None else self.value_proj(image)
+        out = dcnv4(x, self._predict(image), *self.settings)
         if self.center_feature_scale:
             out = _mixed(
                 out,
@@ -219,8 +223,9 @@ class DCNv4(nn.Module, Deformable):
                     self.center_feature_scale_proj_bias,
                 ),
             )
-        out = out.flatten(1, 2)
-        return out if self.output_proj is None else self.output_proj(out)
+        if self.output_proj is not None:
+            out = self.output_proj(out)
+        return out if input.dim() == 4 else out.flatten(1, 2)
 
 
 class InPlaceOfConv2d(nn.Module, Deformable):
@@ -233,38 +238,35 @@ class InPlaceOfConv2d(nn.Module, Deformable):
         super().__init__()
         self.layer = layer
         if conv.out_channels != conv.in_channels:
-            layer.output_proj = nn.Linear(conv.in_channels, conv.out_channels)
+            if layer.output_proj is None:
+                raise ValueError(
+                    f"without_pointwise: {conv.in_channels} channels stay as many, and the "
+                    f"convolution has {conv.out_channels}"
+                )
+            bias = layer.output_proj.bias is not None
+            layer.output_proj = nn.Linear(conv.in_channels, conv.out_channels, bias=bias)
             _xavier(layer.output_proj)
-        self.to(conv.weight)
+        self.to(conv.weight).train(conv.training)
 
     def init_weights(self) -> None:
         """mmengine calls this after it has initialised all layers."""
         self.layer.init_weights()
 
     def samples(self, input: Tensor) -> Samples:
-        return self.layer.samples(*self._arguments(input))
+        return self.layer.samples(input.permute(0, 2, 3, 1))
 
     def forward(self, input: Tensor) -> Tensor:
-        out = self.layer(*self._arguments(input))
-        if isinstance(self.layer, DCNv4):
-            stride = self.layer.stride
-            out = out.unflatten(1, [(size - 1) // stride + 1 for size in input.shape[2:]])
-        return out.permute(0, 3, 1, 2)
-
-    def _arguments(self, input: Tensor) -> tuple:
-        image = input.permute(0, 2, 3, 1)
-        if isinstance(self.layer, DCNv4):
-            return image.flatten(1, 2), tuple(input.shape[2:])
-        return (image,)
+        return self.layer(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def _geometry(conv: nn.Conv2d) -> dict[str, int]:
     """As the layers' arguments, which are the same along both axes."""
+    check_replaceable(conv)
     found = dict(channels=conv.in_channels)
     names = dict(kernel_size="kernel_size", stride="stride", padding="pad", dilation="dilation")
     for name, own in names.items():
         value = getattr(conv, name)
-        if isinstance(value, str) or len(set(value)) > 1:
+        if len(set(value)) > 1:
             raise ValueError(f"conv: expected the same {name} along both axes, got {value}")
         found[own] = value[0]
     return found
@@ -276,14 +278,19 @@ def _groups(conv: nn.Conv2d) -> dict[str, int]:
     return dict(group=next(g for g in range(most, 0, -1) if conv.in_channels % g == 0))
 
 
-def _shape(input: Tensor, shape: tuple[int, int] | None) -> tuple[int, int]:
+def _as_map(input: Tensor, shape: tuple[int, int] | None) -> Tensor:
+    """[N, L, C] as [N, H, W, C]."""
+    if input.dim() == 4 and shape is None:
+        return input
+    if input.dim() != 3:
+        raise ValueError(f"input: expected [N, L, C] or [N, H, W, C], got {tuple(input.shape)}")
     length = input.shape[1]
     if shape is None:
         side = round(length**0.5)
         shape = (side, side)
-    if shape[0] * shape[1] != length:
+    if min(shape) < 0 or shape[0] * shape[1] != length:
         raise ValueError(f"shape: {tuple(shape)} is not that of {length} pixels")
-    return tuple(shape)
+    return input.unflatten(1, tuple(shape))
 
 
 def _samples(input: Tensor, offset: Tensor, mask: Tensor | None, settings: tuple) -> Samples:
@@ -312,6 +319,7 @@ def _check(
     integer("kernel_size", kernel_size, 1, 2**15)
     integer("stride", stride, 1, 2**31)
     integer("dilation", dilation, 1, 2**31)
+    integer("pad", pad, 0, 2**31)
     integer("group", group, 1, channels)
     if channels % group:
         raise ValueError(f"group: expected a divisor of {channels}, got {group}")
@@ -325,7 +333,7 @@ def _check(
 
 
 def _depthwise(channels: int, kernel_size: int, stride: int) -> nn.Conv2d:
-    if kernel_size % 2 == 0:
+    if integer("dw_kernel_size", kernel_size, 1, 2**15) % 2 == 0:
         raise ValueError(f"dw_kernel_size: expected an odd number, got {kernel_size}")
     return nn.Conv2d(channels, channels, kernel_size, stride, kernel_size // 2, groups=channels)
 
@@ -340,6 +348,12 @@ def _zero(*layers: nn.Linear) -> None:
     for layer in layers:
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
+
+
+def _zero_centre(layer: DCNv3 | DCNv4) -> None:
+    if layer.center_feature_scale:
+        nn.init.zeros_(layer.center_feature_scale_proj_weight)
+        nn.init.zeros_(layer.center_feature_scale_proj_bias)
 
 
 def _xavier(*layers: nn.Linear) -> None:

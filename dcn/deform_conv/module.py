@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import pair
-from ..deformable import Deformable, Samples, samples_of
+from ..deformable import Deformable, Samples, check_replaceable, samples_of
 from .definition import deltas_of, grid_of
 from .function import deform_conv2d
 
@@ -111,8 +111,7 @@ class DeformConv2d(nn.Conv2d, Deformable):
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, **settings) -> "DeformConv2d":
         """With the geometry and the trained weight of a regular convolution."""
-        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-            raise ValueError(f"conv: only padding with zeros of a given size, got {conv}")
+        check_replaceable(conv)
         deformed = cls(
             conv.in_channels,
             conv.out_channels,
@@ -127,7 +126,7 @@ class DeformConv2d(nn.Conv2d, Deformable):
             **settings,
         )
         deformed.load_state_dict(conv.state_dict(), strict=False)
-        return deformed
+        return deformed.train(conv.training)
 
     def predict(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
         """Offsets and masks, as `deform_conv2d` takes them."""
@@ -138,10 +137,13 @@ class DeformConv2d(nn.Conv2d, Deformable):
         mask = mask.sigmoid() if self.mask_scale == 1 else self.mask_scale * mask.sigmoid()
         return offset, mask
 
-    def samples(self, input: Tensor) -> Samples:
+    def samples(
+        self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None
+    ) -> Samples:
+        if offset is None:
+            offset, mask = self.predict(input)
         grid = grid_of(self.weight, self.stride, self.padding, self.dilation)
-        deltas = deltas_of(*self.predict(input), grid.num_points)
-        return samples_of(deltas, grid, input.shape[2:])
+        return samples_of(deltas_of(offset, mask, grid.num_points), grid, input.shape[2:])
 
     def forward(
         self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None

@@ -81,7 +81,12 @@ def checked(deform: dict, num_stages: int) -> dict:
     settings = dict(layers=None, stages=None, conv="mdconv") | deform
     layers, stages = settings["layers"], settings["stages"]
     modulated = settings.pop("modulated", None)
-    if modulated is not None and "conv" not in deform:
+    if modulated is not None:
+        if "conv" in deform or not isinstance(modulated, bool):
+            raise ValueError(
+                f"deform: modulated={modulated!r} is an older way to say conv='mdconv' (True) or "
+                "'dconv' (False); give conv alone"
+            )
         settings["conv"] = "mdconv" if modulated else "dconv"
     if settings["conv"] not in LAYERS:
         raise ValueError(f"deform: conv={settings['conv']!r}, expected one of {[*LAYERS]}")

@@ -35,14 +35,6 @@ _FLASH = {
 }
 
 
-class _DCNv4OfMap(DCNv4):
-    """On maps [N, H, W, C], as DCNv3 is."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        shape = input.shape[1:3]
-        return super().forward(input.flatten(1, 2), shape).unflatten(1, shape)
-
-
 @MODELS.register_module()
 class InternImage(BaseModule):
     """The feature maps of InternImage, whose blocks are a DCNv3 and an MLP.
@@ -183,7 +175,7 @@ class FlashInternImage(InternImage):
     does not hand the last of them on.)
     """
 
-    dcn: ClassVar = _DCNv4OfMap
+    dcn: ClassVar = DCNv4
     variants: ClassVar = {arch: InternImage.variants[arch] | own for arch, own in _FLASH.items()}
     weights: ClassVar = ("state_dict", "model_ema", "model")
 

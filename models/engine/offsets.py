@@ -55,8 +55,11 @@ class OffsetStatisticsHook(Hook):
 
     def before_train(self, runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self.layers = {
-            name: module for name, module in model.named_modules() if isinstance(module, Deformable)
+        found = {n: module for n, module in model.named_modules() if isinstance(module, Deformable)}
+        self.layers = {  # without those inside of another
+            name: module
+            for name, module in found.items()
+            if not any(name.startswith(f"{other}.") for other in found)
         }
         # The module whose first pass is over the images: it may call a layer for every level.
         self.passes = dict(self.layers)
@@ -95,15 +98,15 @@ class OffsetStatisticsHook(Hook):
     def _watch(self, name: str, layer: Deformable) -> None:
         """Measure what `layer` does in its next pass, the one over the images."""
 
-        def measure(module, args, output) -> None:
+        def measure(module, args, kwargs, output) -> None:
             if name not in self.measured:
                 with torch.no_grad():
-                    self.samples[name].append(_thinned(module.samples(*args)))
+                    self.samples[name].append(_thinned(module.samples(*args, **kwargs)))
 
         def end(module, args, output) -> None:
             self.measured.add(name)
 
-        self.handles.append(layer.register_forward_hook(measure))
+        self.handles.append(layer.register_forward_hook(measure, with_kwargs=True))
         self.handles.append(self.passes[name].register_forward_hook(end))
 
     def _warn(self, name: str, figures: dict[str, float], progress: float) -> None:

@@ -59,6 +59,33 @@ def test_an_aggregation_has_sixteen_channels_a_group(name):
 
 
 @each_layer
+@pytest.mark.parametrize(
+    ("conv", "message"),
+    [
+        (nn.Conv1d(16, 16, 3, padding=1), "^conv: expected a Conv2d, got Conv1d"),
+        (nn.ConvTranspose2d(16, 16, 3, padding=1), "^conv: expected a Conv2d, got ConvTranspose2d"),
+        (nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"), "^conv: only padding with zeros"),
+        (nn.Conv2d(16, 16, 3, padding="same"), "^conv: only padding with zeros"),
+    ],
+)
+def test_what_no_layer_can_stand_in_for_is_refused(name, conv, message):
+    with pytest.raises(ValueError, match=message):
+        dcn.LAYERS[name].from_conv(conv)
+
+
+@each_layer
+def test_a_layer_is_in_the_mode_of_the_convolution(name):
+    assert not dcn.LAYERS[name].from_conv(nn.Conv2d(16, 16, 3, padding=1).eval()).training
+
+
+def test_settings_hold_where_channels_change():
+    conv = nn.Conv2d(16, 32, 3, padding=1)
+    assert dcn.DCNv4.from_conv(conv, output_bias=False).layer.output_proj.bias is None
+    with pytest.raises(ValueError, match=r"^without_pointwise: 16 channels stay"):
+        dcn.DCNv4.from_conv(conv, without_pointwise=True)
+
+
+@each_layer
 def test_settings_that_a_layer_does_not_have_are_refused(name):
     with pytest.raises(TypeError, match=r"^unknown settings \['layers'\], expected some of"):
         dcn.LAYERS[name].from_conv(nn.Conv2d(16, 16, 3, padding=1), layers=3)
@@ -166,3 +193,6 @@ def test_an_output_follows_the_order_of_the_inputs_strides():
     out = dcn.deform_conv2d(x, torch.zeros(2, 18, 5, 6), torch.rand(6, 4, 3, 3), padding=1)
     assert out.stride() == F.conv2d(x, torch.rand(6, 4, 3, 3), padding=1).stride()
     assert out.is_contiguous(memory_format=torch.channels_last)
+    x, weight = torch.rand(2, 1, 6, 6), torch.rand(1, 1, 3, 3)
+    out = dcn.deform_conv2d(x, torch.zeros(2, 18, 4, 4), weight)
+    assert out.stride() == F.conv2d(x, weight).stride()

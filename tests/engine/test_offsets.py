@@ -10,7 +10,7 @@ from dcndet.models.engine import OffsetStatisticsHook
 from dcndet.models.roi_heads import DeformRoIExtractor
 from torch import nn
 
-from dcn import DeformConv2d, DeformRoIPool
+from dcn import LAYERS, DCNv3, DCNv4, DeformConv2d, DeformRoIPool
 
 
 class Runner:
@@ -269,3 +269,46 @@ def test_a_shared_branch_is_measured_over_all_maps_of_the_images():
     [(_, found)] = runner.logged
     assert found["offsets/0.roi_layers.0/mean"] == pytest.approx(float(lengths.mean()), rel=1e-4)
     assert [key for key in found if "/mean" in key] == ["offsets/0.roi_layers.0/mean"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "args", "kwargs"),
+    [
+        (DeformConv2d(4, 4, 3, padding=1), ("x", "offset", "mask"), {}),
+        (DeformConv2d(4, 4, 3, padding=1), ("x",), dict(offset="offset", mask="mask")),
+        (DCNv4(4, group=1), ("rows",), dict(shape=(4, 6))),
+        (DCNv4(4, group=1), ("map",), {}),
+        (DCNv3(4, group=1, norm_layer="BN"), ("map",), {}),
+        (LAYERS["dcnv3"].from_conv(nn.Conv2d(4, 4, 3, padding=1)), ("x",), {}),
+        (DeformRoIPool(2, 4), ("x", "rois"), dict(spatial_scale=0.5)),
+    ],
+)
+def test_whatever_a_layer_is_called_with(layer, args, kwargs):
+    torch.manual_seed(0)
+    tensors = dict(x=torch.randn(1, 4, 4, 6), offset=torch.randn(1, 18, 4, 6))
+    tensors |= dict(mask=torch.rand(1, 9, 4, 6), rows=torch.randn(1, 24, 4))
+    tensors |= dict(map=torch.randn(1, 4, 6, 4), rois=torch.tensor([[0, 0.0, 0, 11, 7]]))
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self):
+            named = {k: tensors.get(v, v) if isinstance(v, str) else v for k, v in kwargs.items()}
+            return self.layer(*(tensors[name] for name in args), **named)
+
+    hook, runner = start(Model())
+    runner.step(hook)
+    [(_, found)] = runner.logged
+    names = {key.rsplit("/", 1)[0] for key in found}
+    assert names == {"offsets/layer"}  # and not what it is made of
+    if "offset" in (*args, *kwargs):  # its own are zero
+        assert found["offsets/layer/mean"] == pytest.approx(
+            tensors["offset"].view(1, 9, 2, 24).norm(dim=2).mean().item(), rel=1e-5
+        )
+    if "rois" in args:  # at a scale of 1 they would be twice as large as the map
+        assert found["offsets/layer/outside"] == 0
+    for norm in layer.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            assert norm.num_batches_tracked == 1

@@ -144,3 +144,19 @@ def test_frozen_stages(type):
 def test_errors_name_the_argument(type, name, value):
     with pytest.raises(ValueError, match=f"^{name}: "):
         build(type, **{name: value})
+
+
+def test_its_layers_tell_where_they_sample(type):
+    """As the statistics ask them to, in a pass of the backbone."""
+    model, x = build(type, arch="T"), torch.randn(1, 3, 64, 96)
+    found = []
+
+    def ask(module, args, kwargs, output):
+        found.append(module.samples(*args, **kwargs))
+
+    for level in model.levels:
+        for block in level.blocks:
+            block.dcn.register_forward_hook(ask, with_kwargs=True)
+    maps = model(x)
+    assert len(found) == sum(SMALL["depths"])
+    assert found[0].y.shape == (1, 1, 9, *maps[0].shape[2:])
