@@ -10,10 +10,11 @@ from .grid import Deltas, Grid
 class Samples(NamedTuple):
     """Of n images or RoIs: [n, groups, points, rows, columns], or what broadcasts to that.
 
-    y, x: where samples lie, in pixels of the input (of RoI pooling: in pixels of the image).
+    y, x: where samples lie, in pixels of the input (of RoI pooling: in pixels of the image; of
+        kernels that are read from a scope: in its cells).
     mask: what they are multiplied by; None stands for ones.
     rest_y, rest_x: where they would lie without offsets.
-    low, high: (y, x) between which samples are inside of the image.
+    low, high: (y, x) between which samples are inside of the image, or scope.
     """
 
     y: Tensor
@@ -40,12 +41,28 @@ class Deformable:
         raise NotImplementedError
 
 
-def check_replaceable(conv: nn.Module) -> None:
-    """Raises ValueError where no layer can stand in for a module."""
+def geometry_of(conv: nn.Module) -> tuple:
+    """What a layer takes over from the convolution in whose place it is put.
+
+    Returns:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups.
+
+    Raises:
+        ValueError: no layer can stand in for this module.
+    """
     if not isinstance(conv, nn.Conv2d):
         raise ValueError(f"conv: expected a Conv2d, got {type(conv).__name__}")
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         raise ValueError(f"conv: only padding with zeros of a given size, got {conv}")
+    return (
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
+    )
 
 
 def samples_of(deltas: Deltas, grid: Grid, input_size: tuple[int, int]) -> Samples:

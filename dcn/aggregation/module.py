@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import integer
-from ..deformable import Deformable, Samples, check_replaceable, samples_of
+from ..deformable import Deformable, Samples, geometry_of, samples_of
 from .definition import deltas_of, grid_of, packed_channels
 from .function import dcnv3, dcnv4
 
@@ -261,15 +261,12 @@ class InPlaceOfConv2d(nn.Module, Deformable):
 
 def _geometry(conv: nn.Conv2d) -> dict[str, int]:
     """As the layers' arguments, which are the same along both axes."""
-    check_replaceable(conv)
-    found = dict(channels=conv.in_channels)
-    names = dict(kernel_size="kernel_size", stride="stride", padding="pad", dilation="dilation")
-    for name, own in names.items():
-        value = getattr(conv, name)
+    channels, _, kernel_size, stride, padding, dilation, _ = geometry_of(conv)
+    pairs = dict(kernel_size=kernel_size, stride=stride, pad=padding, dilation=dilation)
+    for name, value in pairs.items():
         if len(set(value)) > 1:
             raise ValueError(f"conv: expected the same {name} along both axes, got {value}")
-        found[own] = value[0]
-    return found
+    return dict(channels=channels, **{name: value[0] for name, value in pairs.items()})
 
 
 def _groups(conv: nn.Conv2d) -> dict[str, int]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import pair
-from ..deformable import Deformable, Samples, check_replaceable, samples_of
+from ..deformable import Deformable, Samples, geometry_of, samples_of
 from .definition import deltas_of, grid_of
 from .function import deform_conv2d
 
@@ -111,15 +111,8 @@ class DeformConv2d(nn.Conv2d, Deformable):
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, **settings) -> "DeformConv2d":
         """With the geometry and the trained weight of a regular convolution."""
-        check_replaceable(conv)
         deformed = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
+            *geometry_of(conv),
             bias=conv.bias is not None,
             device=conv.weight.device,
             dtype=conv.weight.dtype,
