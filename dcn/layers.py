@@ -1,4 +1,4 @@
-"""Deformable layers by name, to be put where a regular convolution is."""
+"""Layers by name, to be put where a regular convolution is."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,6 +7,12 @@ from torch import nn
 
 from .aggregation import DCNv3, DCNv4
 from .deform_conv import DeformConv2d
+from .deform_kernel import (
+    CondConv2d,
+    DeformKernelConv2d,
+    GlobalDeformKernel2d,
+    LocalDeformKernel2d,
+)
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,15 @@ class Layer:
 
 
 _AGGREGATION = ("group", "offset_scale", "dw_kernel_size", "center_feature_scale", "remove_center")
+_SCOPE = ("scope_size", "rotation_groups", "clamp")
 LAYERS = {
     # A mask_scale scales no mask there; a config may have one for the other kind.
     "dconv": Layer(DeformConv2d, ("deform_groups", "mask_scale"), {"modulated": False}),
     "mdconv": Layer(DeformConv2d, ("deform_groups", "mask_scale")),
     "dcnv3": Layer(DCNv3, (*_AGGREGATION, "act_layer", "norm_layer")),
     "dcnv4": Layer(DCNv4, _AGGREGATION),
+    "dk_local": Layer(LocalDeformKernel2d, _SCOPE),
+    "dk_global": Layer(GlobalDeformKernel2d, ("scope_size",)),
+    "dk_mdconv": Layer(DeformKernelConv2d, (*_SCOPE, "deform_groups")),
+    "condconv": Layer(CondConv2d, ("num_experts",)),
 }
