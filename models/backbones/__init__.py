@@ -1,5 +1,14 @@
 from .deform_resnet import DeformResNet, DeformResNeXt
+from .depthwise import DeformMobileNetV2, ResNet50DW
 from .intern_image import FlashInternImage, InternImage
 from .timm_backbone import TimmBackbone
 
-__all__ = ["DeformResNeXt", "DeformResNet", "FlashInternImage", "InternImage", "TimmBackbone"]
+__all__ = [
+    "DeformMobileNetV2",
+    "DeformResNeXt",
+    "DeformResNet",
+    "FlashInternImage",
+    "InternImage",
+    "ResNet50DW",
+    "TimmBackbone",
+]

@@ -1,4 +1,7 @@
-"""ResNet and ResNeXt with deformable 3×3 convolutions (arXiv 1811.11168, section 3.1)."""
+"""ResNet, ResNeXt and ResNet-50-DW with deformable 3×3 convolutions.
+
+Of DCNv2 (arXiv 1811.11168, section 3.1), or by other layers in the place of convolutions.
+"""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +13,7 @@ from torch import nn
 from dcn import LAYERS
 
 
-class _Deform:
+class Deform:
     """Makes some of the residual blocks' 3×3 convolutions deformable.
 
     Args:
@@ -20,10 +23,10 @@ class _Deform:
             - `stages` (sequence of bool, one per stage): all of those stages. Where both are given,
               `layers` counts, so that `model.backbone.deform.layers=9` works on every config;
             - `conv` (str): what takes their place, a name of `dcn.LAYERS`: 'mdconv' (DCNv2, the
-              default), 'dconv' (DCNv1), 'dcnv3', 'dcnv4', ...;
-            - settings of that layer, for example `deform_groups` (int, 1), and of 'mdconv'
-              `mask_scale` (float): Δm = mask_scale · sigmoid. 1, the default, is the paper's text;
-              2 is the authors' code, where Δm starts at 1;
+              default), 'dconv' (DCNv1), 'dcnv3', 'dcnv4', 'dk_local', 'condconv', ...;
+            - settings of that layer, for example `deform_groups` (int, 1), `scope_size` (int) of
+              'dk_local', and of 'mdconv' `mask_scale` (float): Δm = mask_scale · sigmoid. 1, the
+              default, is the paper's text; 2 is the authors' code, where Δm starts at 1;
             - `modulated` (bool): an older way to say 'mdconv' (True) or 'dconv'.
 
             In ResNet-50, conv3–conv5 have 13 of them: 3 layers are conv5, 9 are conv4–conv5, and
@@ -58,13 +61,13 @@ class _Deform:
 
 
 @MODELS.register_module()
-class DeformResNet(_Deform, ResNet):
-    __doc__ = _Deform.__doc__
+class DeformResNet(Deform, ResNet):
+    __doc__ = Deform.__doc__
 
 
 @MODELS.register_module()
-class DeformResNeXt(_Deform, ResNeXt):
-    __doc__ = _Deform.__doc__
+class DeformResNeXt(Deform, ResNeXt):
+    __doc__ = Deform.__doc__
 
 
 def _check_depth(depth: int, init_cfg) -> None:

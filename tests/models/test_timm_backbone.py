@@ -55,12 +55,12 @@ def test_stages(model_name, stages, first, count):
     assert (names[0], len(names)) == (first, count)
 
 
-@pytest.mark.parametrize("modulated", [False, True])
-def test_at_rest_it_is_the_regular_network(pretrained, modulated):
+@pytest.mark.parametrize("conv", ["dconv", "mdconv", "dk_local", "condconv"])
+def test_at_rest_it_is_the_regular_network(pretrained, conv):
     """Odd sizes: TensorFlow's padding of the strided convolutions is not the same on both sides."""
-    ours = build(dict(layers=17, modulated=modulated))
-    ours.body.load_state_dict(pretrained.body.state_dict(), strict=False)
-    if modulated:
+    ours = build(dict(layers=17, conv=conv), init_cfg=dict(type="Pretrained", checkpoint=PACKAGE))
+    ours.init_weights()
+    if conv == "mdconv":
         for module in ours.modules():
             if isinstance(module, DeformConv2d):  # masks of sigmoid(30) = 1
                 module.conv_offset.bias.data[module.offset_channels :] = 30
