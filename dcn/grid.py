@@ -25,6 +25,7 @@ class Grid:
         scale: pixels per unit of offset.
         by_column: whether the points of a column follow each other.
         without_centre: whether the middle point, of an odd number, is left out.
+        clamped: whether positions beyond the centres of the outer pixels are moved onto these.
     """
 
     kernel: tuple[int, int]
@@ -34,6 +35,7 @@ class Grid:
     scale: float = 1.0
     by_column: bool = False
     without_centre: bool = False
+    clamped: bool = False
 
     @property
     def num_points(self) -> int:

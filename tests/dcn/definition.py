@@ -10,6 +10,7 @@ import torch
 
 from dcn.aggregation import definition as aggregation
 from dcn.deform_conv import definition as reference_conv
+from dcn.deform_kernel import definition as deform_kernel
 from dcn.registration import OPERATORS
 from dcn.roi_pool import definition as reference_pool
 
@@ -254,6 +255,60 @@ def assert_aggregation_is_its_definition(tensors, grad, out, grads, case, tensor
             assert_rounded_alike(grads[name], e, dtype, bound, f"gradient of {name}")
 
 
+def kernel_settings(case):
+    """What follows the tensors."""
+    pairs = (list(case[k]) for k in ("kernel", "stride", "padding", "dilation"))
+    return (*pairs, case["clamp"])
+
+
+def kernel_tensors(case):
+    gen = torch.Generator().manual_seed(case["seed"])
+    n, c_in, (kh, kw) = case["n"], case["c_in"], case["kernel"]
+    out = [
+        (s + 2 * p - d * (k - 1) - 1) // st + 1
+        for s, k, st, p, d in zip(case["size"], *kernel_settings(case)[:4], strict=True)
+    ]
+    shape = (case["c_out"], c_in // case["groups"], *case["scope"])
+    tensors = dict(
+        input=torch.randn(n, c_in, *case["size"], generator=gen),
+        offset=eighths((n, 2 * case["rotations"] * kh * kw, *out), gen, reach=1.0),
+        weight=torch.randn(shape, generator=gen),
+        bias=torch.randn(case["c_out"], generator=gen) if case["bias"] else None,
+        input_offset=None,
+    )
+    if case["deform_groups"]:
+        shape = (n, 2 * case["deform_groups"] * kh * kw, *out)
+        tensors["input_offset"] = eighths(shape, gen, reach=2.0)
+    first, second = case["layout"]
+    tensors = {k: None if t is None else t.to(case["dtype"]) for k, t in tensors.items()}
+    return {
+        k: t if t is None or t.dim() < 4 else relaid(t, second if "offset" in k else first)
+        for k, t in tensors.items()
+    }, torch.randn(n, case["c_out"], *out, generator=gen).to(case["dtype"])
+
+
+def assert_kernel_is_its_definition(tensors, grad, out, grads, case, tensor_cores=False):
+    """Output, and gradients by name, of tensors of any dtype against the definition in float64."""
+    settings, dtype, grad = kernel_settings(case), case["dtype"], grad.double()
+    exact = [None if t is None else t.detach().double() for t in tensors.values()]
+    # The same places, of terms that do not cancel.
+    above = [absolute(t) if i in (0, 2, 3) else t for i, t in enumerate(exact)]
+    terms = largest(deform_kernel.forward(*above, *settings))
+    expected = deform_kernel.forward(*exact, *settings)
+    assert_rounded_alike(out.detach(), expected, dtype, terms, "output")
+
+    wanted = [True, True, True, False, exact[4] is not None]
+    expected = deform_kernel.backward(grad, *exact, *settings, wanted)
+    sums = [True, False, True, False, False]
+    terms = deform_kernel.backward(grad.abs(), *above, *settings, sums)
+    weight = above[2].amax((2, 3)).sum(1).view(-1, 1, 1)
+    of_offsets = 2 * largest(above[0]) * largest((grad.abs() * weight).sum(1))
+    for name, e, bound in zip(tensors, expected, terms, strict=True):
+        if e is not None:
+            bound = of_offsets if bound is None else largest(bound)
+            assert_rounded_alike(grads[name], e, dtype, bound, f"gradient of {name}")
+
+
 @dataclass(frozen=True)
 class OperatorCase:
     """What the checks that run over all operators need of one.
@@ -283,6 +338,9 @@ OPERATOR_CASES = {
         aggregation_tensors,
         aggregation_settings,
         assert_aggregation_is_its_definition,
+    ),
+    "local_deform_kernel": OperatorCase(
+        "deform_kernels", kernel_tensors, kernel_settings, assert_kernel_is_its_definition
     ),
 }
 

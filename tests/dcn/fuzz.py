@@ -48,7 +48,7 @@ def run(calls: int, seed: int) -> dict[str, int]:
     try:
         for i in range(calls):
             torch.set_num_threads(rng.randint(1, 3))
-            make = rng.choice((convolution, pooling, aggregation))
+            make = rng.choice((convolution, pooling, aggregation, deform_kernel))
             operator, arguments = make(rng)
             spoiled = rng.random() < 0.2 and spoil(rng, arguments)
             try:
@@ -162,6 +162,40 @@ def aggregation(rng: random.Random) -> tuple:
     return dcn.dcnv3, arguments | dict(offset=offset, mask=tensor(rng, dtype, n, *out, points))
 
 
+def deform_kernel(rng: random.Random) -> tuple:
+    kernel, scope = ((rng.randint(1, 4), rng.randint(1, 4)) for _ in range(2))
+    n, rotations, moving = rng.randint(0, 3), rng.choice((1, 1, 2)), rng.choice((0, 0, 1, 2))
+    depthwise = rng.random() < 0.7
+    c_in = rotations * max(moving, 1) * rng.randint(1, 40 if depthwise else 4)
+    geometry = {
+        name: (rng.randint(*limits), rng.randint(*limits))
+        for name, limits in dict(stride=(1, 4), padding=(0, 4), dilation=(1, 3)).items()
+    }
+    least = [geometry["dilation"][i] * (kernel[i] - 1) + 1 for i in (0, 1)]
+    size = [max(1, least[i] - 2 * geometry["padding"][i]) + rng.randint(0, 9) for i in (0, 1)]
+    out = [
+        (size[i] + 2 * geometry["padding"][i] - least[i]) // geometry["stride"][i] + 1
+        for i in (0, 1)
+    ]
+    dtype = rng.choice((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+    c_out = c_in if depthwise else rng.randint(1, 6)
+
+    def offset(groups: int) -> Tensor:
+        values = tensor(rng, dtype, n, 2 * groups * kernel[0] * kernel[1], *out)
+        return odd(rng, values * rng.choice((0, 1, 5)))
+
+    return dcn.local_deform_kernel, dict(
+        input=tensor(rng, dtype, n, c_in, *size),
+        offset=offset(rotations),
+        weight=tensor(rng, dtype, c_out, 1 if depthwise else c_in, *scope),
+        kernel_size=kernel,
+        bias=tensor(rng, dtype, c_out) if rng.random() < 0.5 else None,
+        input_offset=offset(moving) if moving else None,
+        clamp=rng.random() < 0.5,
+        **geometry,
+    )
+
+
 def tensor(rng: random.Random, dtype: torch.dtype, *shape: int) -> Tensor:
     """Random values in a random memory layout."""
     values = torch.randn(shape).to(dtype)
@@ -200,7 +234,7 @@ def spoil(rng: random.Random, arguments: dict) -> str | bool:
         choices.append(value[..., :0])
     else:
         choices.append(value.to("meta"))
-    if name in ("offset", "mask", "offset_mask"):
+    if name in ("offset", "mask", "offset_mask", "input_offset"):
         choices.append(torch.cat((value, value[..., :1]), -1))
     arguments[name] = rng.choice(choices)
     return name

@@ -61,6 +61,38 @@ def aggregations(draw, largest=12):
 
 
 @st.composite
+def deform_kernels(draw, largest=12):
+    kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    rotations = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    deform_groups = draw(st.sampled_from([0, 0, 1, 1, 2]))
+    # Depthwise ones have kernels of their own.
+    depthwise = draw(st.sampled_from([True, True, False]))
+    most = 40 if depthwise else 3
+    c_in = rotations * max(deform_groups, 1) * draw(st.integers(1, most))
+    return dict(
+        n=draw(st.integers(0, 3)),
+        c_in=c_in,
+        c_out=c_in if depthwise else draw(st.integers(1, 6)),
+        size=draw(st.tuples(st.integers(1, largest), st.integers(1, largest))),
+        kernel=kernel,
+        scope=draw(st.tuples(st.integers(1, 5), st.integers(1, 5))),
+        groups=c_in if depthwise else 1,
+        rotations=rotations,
+        deform_groups=deform_groups,
+        stride=draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
+        # Enough that there is an output.
+        padding=tuple(draw(st.integers(k - 1, 2 * k)) for k in kernel),
+        dilation=draw(st.tuples(st.integers(1, 2), st.integers(1, 2))),
+        clamp=draw(st.booleans()),
+        bias=draw(st.booleans()),
+        layout=draw(st.tuples(layouts, layouts)),
+        dtype=draw(every_dtype),
+        threads=draw(st.integers(1, 3)),
+        seed=draw(st.integers(0, 2**31)),
+    )
+
+
+@st.composite
 def poolings(draw, largest=14):
     return dict(
         n=draw(st.integers(1, 2)),
