@@ -2,12 +2,11 @@
 // samples of a group of channels, which are not mixed. With a weight for every point and channel it
 // is the depthwise deformable convolution.
 //
-// Forward: threads take positions. Backward: threads take a group of an image, or a slice of its
-// channels in all images, whose gradient is theirs alone.
+// Forward: threads take positions. Backward: see ByChannels.
 #pragma once
 
 #include "grid.h"
-#include "vectors.h"
+#include "slices.h"
 
 namespace dcn {
 namespace DCN_ISA {
@@ -58,68 +57,26 @@ class Aggregation {
     }
 
     void backward() const {
-        if (grid.positions == 0) return;
-        const int64_t images = args.input.size[0], lanes = kLanes<A>;
-        // A thread takes an image where there are enough; but all of them add to the gradient of a
-        // weight.
-        const bool by_image = !Weighted && images * grid.groups >= args.threads;
-        const int64_t batches = by_image ? images : 1;
-        const int64_t positions = grid.positions / batches;  // of a task
-        // Slices of a group where there are not groups enough for all threads.
-        const int64_t wanted = ceil_div(args.threads, batches * grid.groups);
-        const int64_t slice = least(group, round_up(ceil_div(group, wanted), lanes));
-        const int64_t slices = ceil_div(group, slice), tasks = batches * grid.groups * slices;
-        const bool of_deltas =
-            args.grad_deltas.y.data != nullptr || args.grad_deltas.mask.data != nullptr;
-        // What slices have of the gradients of some positions, until all are there.
-        const bool partial = of_deltas && slices > 1;
-        const int64_t budget = args.threads * kPartials / (tasks * points * 3);
-        const int64_t chunk = partial ? least(positions, most(budget, 1)) : positions;
-
         const Buffers<Located<A>> located(args.threads, blocks);
-        const Buffers<T> outside(1, slice);
-        const Buffers<A> nowhere(args.threads, slice);
-        const Buffers<A> sums(args.threads, round_up(3 * points, lanes) * lanes);
-        const Buffers<A> partials(partial ? tasks : 0, chunk * points * 3);
-#pragma omp parallel num_threads(args.threads)
-        for (int64_t begin = 0; begin < positions; begin += chunk) {
-            const int64_t end = least(begin + chunk, positions);
-            const int thread = omp_get_thread_num();
-            Located<A>* const samples = located[thread];
-            A* const sum = sums[thread];
-#pragma omp for schedule(dynamic)
-            for (int64_t i = 0; i < tasks; i++) {
-                const int64_t g = i / slices % grid.groups;
-                const int64_t first = i % slices * slice, size = least(slice, group - first);
-                const int64_t task = i / slices / grid.groups * positions;
-                Position at = grid.position(task + begin);
-                for (int64_t q = begin; q < end; q++, grid.advance(at)) {
-                    locate(at, g, samples);
-                    spread(samples, at.image * image_pixels, g * group + first, size, task + q,
-                           outside[0], nowhere[thread], sum);
-                    if (partial) {
-                        std::memcpy(partials[i] + (q - begin) * points * 3, sum,
-                                    3 * points * sizeof(A));
-                    } else if (of_deltas) {
-                        grid.store(args.grad_deltas, at, g, sum);
-                    }
-                }
-            }
-            if (partial) {  // of one batch
-#pragma omp for
-                for (int64_t q = begin; q < end; q++) {
-                    const Position at = grid.position(q);
-                    for (int64_t g = 0; g < grid.groups; g++) {
-                        add_partials(at, g, slices, q - begin, partials, sum);
-                    }
-                }
-            }
-        }
+        const Buffers<T> outside(1, group);
+        const Buffers<A> nowhere(args.threads, group);
+        const ByChannels<A> by_channels{args.threads, args.input.size[0], grid.groups, group,
+                                        grid.positions, 3 * points, has_data(args.grad_deltas)};
+        // All images add to the gradient of a weight.
+        by_channels.run(
+            !Weighted, grid,
+            [&](int64_t thread, const Position& at, int64_t g, Range range, int64_t q, A* sums) {
+                locate(at, g, located[thread]);
+                spread(located[thread], at.image * image_pixels, g * group + range.begin,
+                       range.size(), q, outside[0], nowhere[thread], sums);
+            },
+            [&](const Position& at, int64_t g, const A* sums) {
+                grid.store(args.grad_deltas, at, g, sums);
+            });
     }
 
    private:
     static constexpr int64_t kTile = 16;  // positions that a thread takes at a time
-    static constexpr int64_t kPartials = 512 * 1024;
     static constexpr int64_t kPoints = Located<A>::kPoints;
 
     using Position = typename SampleGrid<A>::Position;
@@ -377,16 +334,6 @@ class Aggregation {
                 }
             });
         });
-    }
-
-    void add_partials(const Position& at, int64_t g, int64_t slices, int64_t q,
-                      const Buffers<A>& partials, A* sum) const {
-        const int64_t first = g * slices, size = 3 * points;
-        std::memset(sum, 0, size * sizeof(A));
-        for (int64_t s = 0; s < slices; s++) {
-            for (int64_t i = 0; i < size; i++) sum[i] += partials[first + s][q * size + i];
-        }
-        grid.store(args.grad_deltas, at, g, sum);
     }
 
     const DeformAggregation& args;

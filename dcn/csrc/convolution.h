@@ -157,11 +157,6 @@ class Convolution {
         int64_t p0, p1;
     };
 
-    template <typename Data>
-    static Data* data(const Tensor& tensor) {
-        return static_cast<Data*>(tensor.data);
-    }
-
     // Of the output, or its gradient.
     T* output(const Position& at, int64_t channel) const {
         const int64_t* stride = args.output.stride;

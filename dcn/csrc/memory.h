@@ -14,6 +14,11 @@ namespace DCN_ISA {
 // Elements between the rows of a buffer: without them, rows would share a few sets of the cache.
 constexpr int64_t kPad = 16;
 
+template <typename Data>
+inline Data* data(const Tensor& tensor) {
+    return static_cast<Data*>(tensor.data);
+}
+
 // `count` zeroed arrays of `size` elements each, one a thread. Each is an allocation of its own, so
 // that a sanitizer sees where one ends.
 template <typename A>
