@@ -53,8 +53,8 @@ def _numbers(field: Tensor | Deltas | Grid | float | None) -> tuple[float, ...]:
 
 @lru_cache(maxsize=256)
 def _grid_numbers(grid: Grid) -> tuple[float, ...]:
-    whole = (*grid.kernel, *grid.stride, int(grid.by_column), int(grid.without_centre))
-    return (*whole, *map(float, (*grid.start, *grid.step, grid.scale)))
+    flags = map(int, (grid.by_column, grid.without_centre, grid.clamped))
+    return (*grid.kernel, *grid.stride, *flags, *map(float, (*grid.start, *grid.step, grid.scale)))
 
 
 @lru_cache(maxsize=64)

@@ -15,7 +15,7 @@ struct Tensor {
 
 // A kernel's points: see dcn/grid.py. Pairs are (vertical, horizontal).
 struct Grid {
-    int64_t kernel[2], stride[2], by_column, without_centre;
+    int64_t kernel[2], stride[2], by_column, without_centre, clamped;
     double start[2], step[2], scale;
 };
 
@@ -56,6 +56,24 @@ struct DeformAggregation : Call {
     Tensor grad_input;  // as the input, zeroed
 };
 
+// Of a depthwise convolution, whose kernels are read from the weight at every position.
+struct LocalDeformKernel : Call {
+    Grid grid;      // on the input
+    Deltas deltas;  // there; missing where samples do not move, else of one group
+    Grid scope_grid;
+    Deltas scope_deltas;
+    Tensor input;   // image [N, C, H, W], dense and channels-last; the channels of a group of
+                    // scope_deltas follow each other
+    Tensor weight;  // [S_h, S_w, C], dense
+    Tensor bias;    // [C], dense
+    Tensor output;  // image [N, C, H_out, W_out], dense and channels-last; or its gradient
+
+    // Backward only.
+    Deltas grad_deltas, grad_scope_deltas;
+    Tensor grad_input;   // as the input, zeroed
+    Tensor grad_weight;  // as the weight, zeroed
+};
+
 struct DeformRoIPool : Call {
     int64_t sampling_ratio;
     double spatial_scale, gamma;
@@ -73,12 +91,14 @@ struct DeformRoIPool : Call {
 };
 
 // Every kernel, with what it takes. They throw std::bad_alloc before they have written anything.
-#define DCN_KERNELS(KERNEL)                                \
-    KERNEL(deform_conv2d_forward, DeformConv2d)            \
-    KERNEL(deform_conv2d_backward, DeformConv2d)           \
-    KERNEL(deform_aggregation_forward, DeformAggregation)  \
-    KERNEL(deform_aggregation_backward, DeformAggregation) \
-    KERNEL(deform_roi_pool_forward, DeformRoIPool)         \
+#define DCN_KERNELS(KERNEL)                                 \
+    KERNEL(deform_conv2d_forward, DeformConv2d)             \
+    KERNEL(deform_conv2d_backward, DeformConv2d)            \
+    KERNEL(deform_aggregation_forward, DeformAggregation)   \
+    KERNEL(deform_aggregation_backward, DeformAggregation)  \
+    KERNEL(local_deform_kernel_forward, LocalDeformKernel)  \
+    KERNEL(local_deform_kernel_backward, LocalDeformKernel) \
+    KERNEL(deform_roi_pool_forward, DeformRoIPool)          \
     KERNEL(deform_roi_pool_backward, DeformRoIPool)
 
 // Those of one instruction set.

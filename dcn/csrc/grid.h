@@ -19,6 +19,29 @@ struct Located {
     Index<A> pixel[kPoints], corners[kPoints];
 };
 
+// The rows of channels around sample p, in an image with `width` of them in a line; those outside of it
+// are `outside`.
+template <typename Data>
+struct Rows {
+    Rows() = default;
+    template <typename A>
+    Rows(const Located<A>& at, int64_t p, int64_t channels, int64_t width, Data* image,
+         Data* outside) {
+        Data* const first = image + static_cast<int64_t>(at.pixel[p]) * channels;
+        Data* const below = first + width * channels;
+        const Index<A> inside = at.corners[p];
+        row[0] = inside & 1 ? first : outside;
+        row[1] = inside & 2 ? first + channels : outside;
+        row[2] = inside & 4 ? below : outside;
+        row[3] = inside & 8 ? below + channels : outside;
+    }
+    Data* row[4];
+};
+
+inline bool has_data(const Deltas& deltas) {
+    return deltas.y.data != nullptr || deltas.mask.data != nullptr;
+}
+
 template <typename A>
 class SampleGrid {
    public:
@@ -140,6 +163,11 @@ class SampleGrid {
                 y[p * stride] = scale * grad[3 * p];
                 x[p * stride] = scale * grad[3 * p + 1];
             }
+            for (int64_t p = 0; grid.clamped && p < points; p++) {
+                const int64_t delta = g * deltas.y.stride[1] + p * deltas.y.stride[2];
+                if (is_held(at.y + point[0][p] + scale * at.delta_y[delta], h)) y[p * stride] = 0;
+                if (is_held(at.x + point[1][p] + scale * at.delta_x[delta], w)) x[p * stride] = 0;
+            }
         }
         if (grads.mask.data != nullptr) {
             A* mask = element(grads.mask, at, g, 0);
@@ -162,13 +190,23 @@ class SampleGrid {
             Vec y = first_y + load_vector(point_y + p) + scale * load_vector(to.y + p);
             Vec x = first_x + load_vector(point_x + p) + scale * load_vector(to.x + p);
             const Vec mask = load_vector(to.mask + p);
-            const Int inside = (y >= -1) & (y < height) & (x >= -1) & (x < width);
+            Int inside = (y >= -1) & (y < height) & (x >= -1) & (x < width);
+            if (grid.clamped) {
+                inside = (y - y == 0) & (x - x == 0);  // finite
+                y = y > 0 ? y : Vec{}, x = x > 0 ? x : Vec{};
+                y = y < height - 1 ? y : Vec{} + (height - 1);
+                x = x < width - 1 ? x : Vec{} + (width - 1);
+            }
             y = inside ? y : Vec{}, x = inside ? x : Vec{};
             const Int cut_y = __builtin_convertvector(y, Int);
             const Int cut_x = __builtin_convertvector(x, Int);
             // Comparisons are -1 where they hold.
-            const Int low_y = cut_y + (__builtin_convertvector(cut_y, Vec) > y);
-            const Int low_x = cut_x + (__builtin_convertvector(cut_x, Vec) > x);
+            Int low_y = cut_y + (__builtin_convertvector(cut_y, Vec) > y);
+            Int low_x = cut_x + (__builtin_convertvector(cut_x, Vec) > x);
+            if (grid.clamped) {  // the slope at the last pixel is that from the one before
+                low_y += (low_y == rows - 1) & (rows > 1 ? -1 : 0);
+                low_x += (low_x == columns - 1) & (columns > 1 ? -1 : 0);
+            }
             y -= __builtin_convertvector(low_y, Vec), x -= __builtin_convertvector(low_x, Vec);
             // Also from above, as h and w may be beyond what A holds exactly.
             const Int top = inside & (low_y >= 0) & (low_y < rows);
@@ -197,6 +235,11 @@ class SampleGrid {
         const A* last = static_cast<const A*>(tensor.data);
         for (int i = 0; i < 5; i++) last += (tensor.size[i] - 1) * tensor.stride[i];
         return last + 1;
+    }
+
+    // Along an axis that is clamped: whether moving a sample changes nothing.
+    static bool is_held(A position, int64_t size) {
+        return !(position >= 0 && position <= static_cast<A>(size - 1)) || size == 1;
     }
 
     static A* element(const Tensor& tensor, const Position& at, int64_t g, int64_t p) {

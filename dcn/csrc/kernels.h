@@ -3,6 +3,7 @@
 
 #include "aggregation.h"
 #include "convolution.h"
+#include "deform_kernel.h"
 #include "roi_pooling.h"
 
 namespace dcn {
@@ -38,6 +39,22 @@ void deform_aggregation_forward(const DeformAggregation& args) {
 
 void deform_aggregation_backward(const DeformAggregation& args) {
     with_type(args.dtype, [&](auto value) { Aggregation<decltype(value)>(args).backward(); });
+}
+
+void local_deform_kernel_forward(const LocalDeformKernel& args) {
+    with_type(args.dtype, [&](auto value) {
+        using T = decltype(value);
+        if (has_data(args.deltas)) return DeformKernel<T, true>(args).forward();
+        DeformKernel<T, false>(args).forward();
+    });
+}
+
+void local_deform_kernel_backward(const LocalDeformKernel& args) {
+    with_type(args.dtype, [&](auto value) {
+        using T = decltype(value);
+        if (has_data(args.deltas)) return DeformKernel<T, true>(args).backward();
+        DeformKernel<T, false>(args).backward();
+    });
 }
 
 void deform_roi_pool_forward(const DeformRoIPool& args) {

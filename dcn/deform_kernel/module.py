@@ -6,10 +6,9 @@ from torch import Tensor, nn
 from ..checks import integer, pair
 from ..deform_conv.definition import deltas_of
 from ..deformable import Deformable, Samples, geometry_of, samples_of
-from ..grid import Grid
 from ..layout import compute_dtype
 from .cond_conv import conv_per_image
-from .definition import read_scope, scope_grid
+from .definition import image_grid, read_scope, scope_grid
 from .function import local_deform_kernel
 
 
@@ -247,8 +246,7 @@ class DeformKernelConv2d(LocalDeformKernel2d):
 
     def samples(self, input: Tensor) -> Samples:
         """Of the input, in its pixels."""
-        start = (-self.padding[0], -self.padding[1])
-        grid = Grid(self.kernel_size, self.stride, start, self.dilation)
+        grid = image_grid(self.kernel_size, self.stride, self.padding, self.dilation)
         deltas = deltas_of(self.offset_conv(input), None, grid.num_points)
         return samples_of(deltas, grid, input.shape[2:])
 
