@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tools import benchmark
-from tools.benchmarks import measure, ops, report
+from tools.benchmarks import family, measure, ops, report
 
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks"
 
@@ -24,6 +24,14 @@ def small(monkeypatch):
     monkeypatch.setattr(ops, "LARGE", shapes[0])
     monkeypatch.setattr(ops, "NUM_ROIS", {"cpu": (3,), "cuda": (3, 5)})
     monkeypatch.setattr(ops, "POOL_MAP", (8, 50, 84))
+    depthwise = [case._replace(size=(32, 5, 6), groups=32) for case in ops.DEPTHWISE[:1]]
+    monkeypatch.setattr(ops, "DEPTHWISE", depthwise)
+    monkeypatch.setattr(ops, "COPY_BYTES", dict.fromkeys(ops.COPY_BYTES, 4))
+    monkeypatch.setattr(ops, "MATMUL_SIZE", dict.fromkeys(ops.MATMUL_SIZE, 4))
+    for name in ("AGGREGATIONS", "DEFORM_KERNELS"):
+        cases = [case._replace(size=(32, 5, 6)) for case in getattr(family, name)[:1]]
+        monkeypatch.setattr(family, name, cases)
+    monkeypatch.setattr(family, "IMAGE", (32, 32))
     monkeypatch.setattr(measure.gc, "collect", lambda: 0)  # takes longer than all the calls
 
 
@@ -78,10 +86,9 @@ def gpu(monkeypatch):
     monkeypatch.setattr(measure, "machine", lambda: machine)
     rates = dict.fromkeys(("bfloat16", "float16", "float32"), 1e12)
     rates = {"bytes_per_s": 1e9, "operations_per_s": rates}
-    monkeypatch.setattr(ops, "measure_rates", lambda repeats: rates)
-    for name in ("conv_functions", "pool_functions"):
-        function = getattr(ops, name)
-        monkeypatch.setattr(ops, name, lambda *args, f=function: f(*args[:-1], "cpu"))
+    monkeypatch.setattr(ops, "measure_rates", lambda repeats, device: rates)
+    for case, build in ops.BUILDERS.items():
+        monkeypatch.setitem(ops.BUILDERS, case, lambda *args, f=build: f(*args[:-1], "cpu"))
 
 
 def test_ops_on_a_cpu(small, run, tmp_path):
@@ -99,8 +106,14 @@ def test_ops_on_a_cpu(small, run, tmp_path):
             assert name.startswith("F.conv2d") or values["difference"] < 1e-5, (row["case"], name)
     for row in sections["pooling"]:
         assert all(values["difference"] < 1e-4 for values in row["results"].values())
+    for name in ("depthwise", "aggregation", "deform_kernel", "network"):
+        (row,) = sections[name]
+        assert row["results"]["dcn"]["difference"] < 1e-5
+    network = sections["network"][0]["results"]
+    assert network.keys() == {"dcn", "grid_sample"}
     assert len(sections["threads"]) == 4
     assert text.count("\n| conv3, ") == 1 + 6
+    assert text.count("\n| InternImage-T, 3×32×32 | dcn | ") == 1
     assert ("mmcv's rows were skipped" in text) == (ops.MMCV is None)
     assert matplotlib.image.imread(tmp_path / "ops_cpu.png").ndim == 3
 
@@ -119,6 +132,7 @@ def test_ops_on_a_gpu(small, gpu, run, monkeypatch):
     sections = result["sections"]
     assert len(sections["convolution"]) == 3 * 3 * 3
     assert len(sections["pooling"]) == 2 * 2 * 2
+    assert len(sections["aggregation"]) == len(sections["deform_kernel"]) == 3
     exact = {"bfloat16": 2e-2, "float16": 2e-3, "float32": 1e-4}
     for row in sections["convolution"] + sections["pooling"]:
         for name, values in row["results"].items():
@@ -130,8 +144,8 @@ def test_ops_on_a_gpu(small, gpu, run, monkeypatch):
             assert min(values["forward_ms"], values["both_host_us"], values["both_mb"]) > 0
             assert values.get("difference", 0) < exact[dtype], (row["case"], name)
             assert ("difference" in values) != (name[0] == "F" or "batch" in row["case"])
-    assert text.count("| torchvision | – / – | – / – |") == 9
-    assert text.count("NotImplementedError: not implemented for 'Half'") == 9 * 2
+    assert text.count("| torchvision | – / – | – / – |") == 10
+    assert text.count("NotImplementedError: not implemented for 'Half'") == 10 * 2
 
 
 @pytest.mark.usefixtures("small", "gpu", "run")

@@ -2,19 +2,19 @@
 
 from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import Tensor
 
 import dcn
 from dcn.deform_conv import definition as reference_conv
 from dcn.roi_pool import definition as reference_pool
 
-from . import measure
+from . import family, measure
+from .functions import Function, between_pixels, channels_last
 
 MMCV = measure.mmcv_operators()
 
@@ -27,6 +27,7 @@ Pool = namedtuple("Pool", "name size sampling_ratio num_rois batch", defaults=(1
 
 # ResNet-50's conv3, conv4 and conv5 on an 800×1344 image.
 CONVS = (Conv("conv3", (128, 100, 168)), Conv("conv4", (256, 50, 84)), Conv("conv5", (512, 25, 42)))
+DEPTHWISE = [Conv(f"stage {i}", size, groups=size[0]) for i, size in enumerate(family.SIZES, 1)]
 VARIANTS = {"batch": 2, "stride": 2, "deform_groups": 4, "groups": 32, "kernel": 5, "dilation": 2}
 VARIANT_REPEATS = 3  # the slow ones take seconds there
 GPU_BATCHES = (2, 16)
@@ -38,79 +39,8 @@ SAMPLING = {2: "2×2 samples per bin", 0: "adaptive sampling"}
 CONV_DTYPES = {"cpu": [torch.float32], "cuda": [torch.bfloat16, torch.float16, torch.float32]}
 POOL_DTYPES = {"cpu": [torch.float32], "cuda": [torch.bfloat16, torch.float32]}
 # What no cache holds, and what keeps every multiprocessor busy.
-COPY_BYTES = 2**30
-MATMUL_SIZE = 8192
-
-
-@dataclass(frozen=True, eq=False)
-class Function:
-    """One implementation: `forward()`, and `both()`, which returns output and gradients.
-
-    `backward` takes the output's gradient and the tensors; without it, autograd does that. `exact`
-    is the definition in float64 on the same tensors.
-    """
-
-    op: Callable
-    tensors: dict[str, Tensor]
-    grad: Tensor
-    backward: Callable | None = None
-    exact: "Function | None" = None
-
-    @cached_property
-    def leaves(self) -> dict[str, Tensor]:
-        return {n: t.detach().requires_grad_(n != "rois") for n, t in self.tensors.items()}
-
-    def to(self, dtype: torch.dtype) -> "Function":
-        tensors = {name: t.to(dtype) for name, t in self.tensors.items()}
-        return replace(self, tensors=tensors, grad=self.grad.to(dtype))
-
-    def forward(self) -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            return (self.op(**self.tensors),)
-
-    def both(self) -> tuple[Tensor, ...]:
-        if self.backward is not None:
-            grads = self.backward(self.grad, **self.tensors)
-            return (*self.forward(), *(grad for grad in grads if grad is not None))
-        out = self.op(**self.leaves)
-        wanted = [leaf for leaf in self.leaves.values() if leaf.requires_grad]
-        return (out.detach(), *torch.autograd.grad(out, wanted, self.grad))
-
-    def least_work(self) -> dict[str, int]:
-        """Bytes that have to be moved, each tensor once, and operations of the matrix product.
-
-        Backward reads the gradient of the output, the RoIs and, where gradients depend on them, the
-        inputs; it writes the gradients of the inputs.
-        """
-        sizes = {name: t.nbytes for name, t in self.tensors.items()}
-        fixed = self.grad.nbytes + sizes.pop("rois", 0)
-        inputs = sum(sizes.values())
-        backward = fixed + inputs * (1 if list(sizes) == ["input"] else 2)
-        points = self.tensors["weight"][0].numel() if "weight" in sizes else 0
-        operations = 2 * self.grad.numel() * points
-        return {
-            "forward_bytes": fixed + inputs,
-            "both_bytes": fixed + inputs + backward,
-            "forward_operations": operations,
-            "both_operations": 3 * operations,
-        }
-
-
-def channels_last(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    last = torch.channels_last
-    return {n: t.contiguous(memory_format=last) if t.dim() == 4 else t for n, t in tensors.items()}
-
-
-def between_pixels(offset: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Moved to where `dtype` holds an offset and a position exactly, and never on a pixel.
-
-    There the derivative jumps, and a position that is rounded to the other side would be counted
-    as an error. In float32 that is at most 1/128 away. Of 16 bits, odd eighths below 4 need five,
-    and with a position below 256, which torchvision adds in float16, the eleven that there are.
-    """
-    if dtype.itemsize > 2:
-        return (offset * 64).round() / 64 + 1 / 128
-    return ((offset * 4).floor() / 4 + 1 / 8).clamp(-3.875, 3.875)
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
+MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
 
 
 def conv_functions(case: Conv, dtype=torch.float32, device: str = "cpu") -> dict[str, Function]:
@@ -210,6 +140,14 @@ def pool_functions(case: Pool, dtype=torch.float32, device: str = "cpu") -> dict
     }
 
 
+BUILDERS = {
+    Conv: conv_functions,
+    Pool: pool_functions,
+    family.Aggregation: family.aggregation_functions,
+    family.DeformKernel: family.deform_kernel_functions,
+}
+
+
 def run(device: str, repeats: int, threads: int) -> dict:
     """All measurements; progress goes to standard output."""
     gpu, sections, cases = device == "cuda", {}, [*CONVS]
@@ -218,11 +156,19 @@ def run(device: str, repeats: int, threads: int) -> dict:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
         # dcn's tile sizes are timed, so cuDNN's algorithms are as well.
         torch.backends.cudnn.benchmark = True
-        sections["rates"] = measure_rates(repeats)
         cases += (case for n in GPU_BATCHES for case in varied("batch", n))
+    sections["rates"] = measure_rates(repeats, device)
     sections["convolution"] = [
         compare(case, repeats, dtype, device) for dtype in CONV_DTYPES[device] for case in cases
     ]
+    for name, cases in (
+        ("depthwise", DEPTHWISE),
+        ("aggregation", family.AGGREGATIONS),
+        ("deform_kernel", family.DEFORM_KERNELS),
+    ):
+        sections[name] = [
+            compare(case, repeats, dtype, device) for dtype in CONV_DTYPES[device] for case in cases
+        ]
     sections["pooling"] = [
         compare(Pool(SAMPLING[ratio], POOL_MAP, ratio, num_rois), repeats, dtype, device)
         for dtype in POOL_DTYPES[device]
@@ -234,6 +180,7 @@ def run(device: str, repeats: int, threads: int) -> dict:
         sections["variants"] = [
             compare(case, few) for setting in VARIANTS.items() for case in varied(*setting)
         ]
+        sections["network"] = family.measure_network(few)
         sections["threads"] = measure_threads(threads, repeats) if threads > 1 else []
         sections["memory"] = measure_memory()
     return sections
@@ -244,23 +191,25 @@ def varied(setting: str, value: int) -> list[Conv]:
     return [c._replace(name=f"{c.name}, {title}", **{setting: value}) for c in CONVS]
 
 
-def compare(case: Conv | Pool, repeats: int, dtype=torch.float32, device: str = "cpu") -> dict:
+def compare(case: tuple, repeats: int, dtype=torch.float32, device: str = "cpu") -> dict:
     """Figures of every implementation; in place of those of what fails there is its error."""
-    gpu, build, shape = device == "cuda", conv_functions, "×".join(map(str, case.size))
+    gpu, shape = device == "cuda", "×".join(map(str, case.size))
     if isinstance(case, Pool):
-        build, shape = pool_functions, f"{case.num_rois} RoIs on {shape}"
+        shape = f"{case.num_rois} RoIs on {shape}"
     row = dict(case=case.name, shape=shape, dtype=str(dtype).removeprefix("torch."))
     print(f"{row['dtype']}, {shape}, {case.name}", flush=True)
     skipped = ("mmcv", "reference") if gpu else ("mmcv",) if MMCV is None else ()
-    functions = {n: f for n, f in build(case, dtype, device).items() if n not in skipped}
+    functions = BUILDERS[type(case)](case, dtype, device)
+    functions = {n: f for n, f in functions.items() if n not in skipped}
     results = {name: {} for name in functions}
-    if gpu:
-        if dtype == torch.bfloat16:  # which torchvision's CUDA kernels do not have
-            functions["torchvision"] = functions["torchvision"].to(torch.float32)
-            results["torchvision"]["dtype"] = "float32"
-        results = {name: functions[name].least_work() | more for name, more in results.items()}
+    if gpu and dtype == torch.bfloat16 and "torchvision" in functions:
+        # Its CUDA kernels do not have it.
+        functions["torchvision"] = functions["torchvision"].to(torch.float32)
+        results["torchvision"]["dtype"] = "float32"
+    results = {name: functions[name].least_work() | more for name, more in results.items()}
     # At larger batches the definition, which writes out all samples, does not fit a GPU in float64.
-    exact = {f.exact for f in functions.values() if not gpu or case.batch == 1} - {None}
+    single = getattr(case, "batch", 1) == 1
+    exact = {f.exact for f in functions.values() if not gpu or single} - {None}
     expected = {function: measure.attempt(function.both) for function in exact}
     clock = measure.gpu_clock if gpu else measure.host_clock
     for kind in ("forward", "both"):
@@ -277,20 +226,22 @@ def compare(case: Conv | Pool, repeats: int, dtype=torch.float32, device: str = 
     return row | dict(repeats=repeats, results=results)
 
 
-def measure_rates(repeats: int) -> dict:
-    """What this GPU copies and multiplies at best."""
+def measure_rates(repeats: int, device: str) -> dict:
+    """What this machine copies and multiplies at best."""
     print("copy and matmul", flush=True)
-    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
+    copied, size = COPY_BYTES[device], MATMUL_SIZE[device]
+    source = torch.ones(copied, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     calls = {"copy": lambda: (target.copy_(source),)}
-    for dtype in CONV_DTYPES["cuda"]:
-        matrix = torch.randn(MATMUL_SIZE, MATMUL_SIZE, dtype=dtype, device="cuda")
+    for dtype in CONV_DTYPES[device]:
+        matrix = torch.randn(size, size, dtype=dtype, device=device)
         calls[str(dtype).removeprefix("torch.")] = lambda matrix=matrix: (matrix @ matrix,)
-    figures = measure.side_by_side(calls, repeats, "cuda", measure.gpu_clock)
+    clock = measure.gpu_clock if device == "cuda" else measure.host_clock
+    figures = measure.side_by_side(calls, repeats, device, clock)
     seconds = {name: values["ms"] / 1e3 for name, values in figures.items()}
     return {
-        "bytes_per_s": 2 * COPY_BYTES / seconds.pop("copy"),
-        "operations_per_s": {name: 2 * MATMUL_SIZE**3 / s for name, s in seconds.items()},
+        "bytes_per_s": 2 * copied / seconds.pop("copy"),
+        "operations_per_s": {name: 2 * size**3 / s for name, s in seconds.items()},
     }
 
 

@@ -14,6 +14,10 @@ DETECTOR = "dcn, mdconv c3–c5"  # that others are compared with
 OPERATORS = {
     "convolution": "deform_conv2d, modulated, 3×3",
     "variants": "deform_conv2d with other settings",
+    "depthwise": "deform_conv2d, modulated, 3×3, depthwise",
+    "aggregation": "dcnv3 and dcnv4, 3×3, 16 channels per group",
+    "deform_kernel": "local_deform_kernel, depthwise, 3×3 of 4×4",
+    "network": "InternImage-T, forward",
     "pooling": "deform_roi_pool, 7×7 bins",
 }
 SKIPPED = "{} skipped: they need mmcv's operators (`./scripts/setup.sh --mmcv-ops`)."
@@ -58,20 +62,20 @@ def _versions(result: dict) -> str:
 
 def _ops(result: dict) -> Iterator[str]:
     sections, threads = result["sections"], result["settings"]["threads"]
-    rates = sections.get("rates")
-    yield f"# Operators on a {'GPU' if rates else 'CPU'}"
+    gpu, rates = result["settings"]["device"] == "cuda", sections.get("rates")
+    yield f"# Operators on a {'GPU' if gpu else 'CPU'}"
     yield _measured(result)
     yield (
         "Times are medians in ms, forward / forward + backward.\n"
         "[README.md](README.md) explains how they are measured and what the columns mean."
     )
-    if not rates and "mmcv" not in sections["pooling"][0]["results"]:
+    if not gpu and "mmcv" not in sections["pooling"][0]["results"]:
         yield SKIPPED.format("mmcv's rows were")
     if rates:
         of_types = rates["operations_per_s"].items()
-        products = ", ".join(f"{rate / 1e12:.0f} TFLOP/s in {dtype}" for dtype, rate in of_types)
+        products = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {dtype}" for dtype, rate in of_types)
         copied = f"{rates['bytes_per_s'] / 1e9:.0f} GB/s"
-        yield f"At best, this GPU copies {copied} and multiplies matrices at {products}."
+        yield f"At best, this machine copies {copied} and multiplies matrices at {products}."
     groups = {
         f"{title}, {dtype}": [row for row in sections[name] if row["dtype"] == dtype]
         for name, title in OPERATORS.items()
@@ -156,7 +160,7 @@ def _figures(rows: list[dict], rates: dict | None) -> Iterator[str]:
             for kind in KINDS:
                 key = f"{kind}_ms"
                 line[f"{kind}_ratio"] = values.get(key, nan) / row["results"]["dcn"].get(key, nan)
-                if rates:
+                if rates and f"{kind}_bytes" in values:
                     line[f"{kind}_floor"] = floor_ms(values, kind, row["dtype"], rates)
             lines.append(line)
     yield table(columns, lines)
