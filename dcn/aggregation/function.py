@@ -33,6 +33,10 @@ def dcnv3(
     points, one less with `remove_center`. They are numbered column by column: k = i·kh + j is the
     point in column i and row j. s scales the kernel around its centre, with the offsets.
 
+    On an NVIDIA GPU the gradient of the input is summed in no fixed order. Under
+    `torch.use_deterministic_algorithms(True)` the definition in plain PyTorch computes the
+    gradients, which is slower.
+
     Args:
         input: [N, H, W, C], float64, float32, float16 or bfloat16.
         offset: [N, H_out, W_out, G·K·2], Δp in input pixels; channel (g·K + k)·2 is **dx** of point
@@ -78,7 +82,8 @@ def dcnv4(
 ) -> Tensor:
     """Deformable aggregation as in DCNv4 (arXiv 2401.06197, section 3.1).
 
-    It is that of `dcnv3`, whose weights are not normalised, with offsets and weights in one tensor.
+    It is that of `dcnv3`, whose weights are not normalised, with offsets and weights in one tensor,
+    and as deterministic.
 
     Args:
         input: [N, H, W, C], float64, float32, float16 or bfloat16.

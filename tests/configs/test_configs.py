@@ -10,8 +10,9 @@ from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
+from torch import nn
 
-from dcn import DeformConv2d
+from dcn import DeformConv2d, DeformKernelConv2d
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(
@@ -71,6 +72,12 @@ def test_offset_convolutions_learn_at_a_tenth():
     assert slow == {name for name, _ in model.named_parameters() if "conv_offset" in name}
     assert len(slow) == 2 * 13
     assert any("offset_fc" in name for name in fast)  # the paper: the pooling's learn at full rate
+
+
+def test_input_offsets_of_deformable_kernels_learn_at_a_tenth():
+    model = nn.Sequential(DeformKernelConv2d(4, 8, 8, 3, groups=8))
+    wrapper = with_slow_offsets(dict(optimizer=dict(type="SGD", lr=0.02)), model)
+    assert wrapper["paramwise_cfg"]["custom_keys"] == {"0.offset_conv": dict(lr_mult=0.1)}
 
 
 @pytest.mark.parametrize(
