@@ -25,7 +25,7 @@ import torch
 from tools import benchmark
 from tools.benchmarks import ops
 ops.GPU_BATCHES, ops.NUM_ROIS["cuda"] = (), (512,)
-ops.CONV_DTYPES["cuda"] = ops.POOL_DTYPES["cuda"] = [torch.bfloat16, torch.float32]
+ops.DTYPES["cuda"] = ops.POOL_DTYPES["cuda"] = [torch.bfloat16, torch.float32]
 sys.argv[1:] = ["ops", "--device", "cuda", "--repeats", "20", "--out", sys.argv[1]]
 benchmark.main()
 '

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure operators or detectors beside others: tools/benchmark.py ops|detector --device cpu|cuda.
+"""Measure operators or detectors: tools/benchmark.py ops|family|detector --device cpu|cuda.
 
 What the kernels for the GPU compile to, without one: tools/benchmark.py kernels. The Markdown page
 and the plot, again, from figures that were measured: tools/benchmark.py report FILE...
@@ -22,6 +22,7 @@ from tools.benchmarks import measure, ops, report
 
 COMMANDS = {
     "ops": "the operators beside F.conv2d, torchvision and, on a CPU, a compiled mmcv",
+    "family": "dcnv3, dcnv4, deformable kernels and narrow groups beside plain PyTorch",
     "detector": "a training step and inference beside mmdet's, where mmcv is compiled",
     "kernels": "what the kernels for the GPU compile to; no GPU is needed",
     "report": "write the page and the plot beside each JSON again, without measuring",
@@ -75,6 +76,8 @@ def main() -> None:
     )
     if args.what == "ops":
         result["sections"] = ops.run(**settings)
+    elif args.what == "family":
+        result["sections"] = ops.run_family(**settings)
     elif args.what == "detector":
         from tools.benchmarks import detector  # needs mmdet, which the operators do not
 

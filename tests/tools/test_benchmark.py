@@ -106,16 +106,32 @@ def test_ops_on_a_cpu(small, run, tmp_path):
             assert name.startswith("F.conv2d") or values["difference"] < 1e-5, (row["case"], name)
     for row in sections["pooling"]:
         assert all(values["difference"] < 1e-4 for values in row["results"].values())
-    for name in ("depthwise", "aggregation", "deform_kernel", "network"):
-        (row,) = sections[name]
-        assert row["results"]["dcn"]["difference"] < 1e-5
-    network = sections["network"][0]["results"]
-    assert network.keys() == {"dcn", "grid_sample"}
     assert len(sections["threads"]) == 4
     assert text.count("\n| conv3, ") == 1 + 6
-    assert text.count("\n| InternImage-T, 3×32×32 | dcn | ") == 1
     assert ("mmcv's rows were skipped" in text) == (ops.MMCV is None)
     assert matplotlib.image.imread(tmp_path / "ops_cpu.png").ndim == 3
+
+
+def test_family_on_a_cpu(small, run):
+    result, text = run("family", "--device", "cpu", "--repeats", "1")
+    sections = result["sections"]
+    assert len(sections["narrow"]) == 3
+    for name in ("narrow", "depthwise", "aggregation", "deform_kernel", "network"):
+        for row in sections[name]:
+            for implementation, values in row["results"].items():
+                assert values["forward_ms"] > 0
+                assert values.get("difference", 0) < 1e-5, (name, implementation)
+            assert "difference" in row["results"]["dcn"]
+    assert sections["network"][0]["results"].keys() == {"dcn", "grid_sample"}
+    assert text.count("\n| InternImage-T, 3×32×32 | dcn | ") == 1
+    assert text.startswith("# The rest of the family on a CPU")
+
+
+def test_family_on_a_gpu(small, gpu, run):
+    result, _ = run("family", "--device", "cuda", "--repeats", "1")
+    sections = result["sections"]
+    assert len(sections["aggregation"]) == len(sections["deform_kernel"]) == 3
+    assert "network" not in sections
 
 
 def test_ops_on_a_gpu(small, gpu, run, monkeypatch):
@@ -132,7 +148,6 @@ def test_ops_on_a_gpu(small, gpu, run, monkeypatch):
     sections = result["sections"]
     assert len(sections["convolution"]) == 3 * 3 * 3
     assert len(sections["pooling"]) == 2 * 2 * 2
-    assert len(sections["aggregation"]) == len(sections["deform_kernel"]) == 3
     exact = {"bfloat16": 2e-2, "float16": 2e-3, "float32": 1e-4}
     for row in sections["convolution"] + sections["pooling"]:
         for name, values in row["results"].items():
@@ -144,8 +159,8 @@ def test_ops_on_a_gpu(small, gpu, run, monkeypatch):
             assert min(values["forward_ms"], values["both_host_us"], values["both_mb"]) > 0
             assert values.get("difference", 0) < exact[dtype], (row["case"], name)
             assert ("difference" in values) != (name[0] == "F" or "batch" in row["case"])
-    assert text.count("| torchvision | – / – | – / – |") == 10
-    assert text.count("NotImplementedError: not implemented for 'Half'") == 10 * 2
+    assert text.count("| torchvision | – / – | – / – |") == 9
+    assert text.count("NotImplementedError: not implemented for 'Half'") == 9 * 2
 
 
 @pytest.mark.usefixtures("small", "gpu", "run")
@@ -154,7 +169,7 @@ def test_what_gpu_check_measures(monkeypatch, tmp_path):
     script = (DOCS.parents[1] / "scripts/gpu_check.sh").read_text()
     code = re.search(r"^benchmark='$(.*?)^'$", script, re.MULTILINE | re.DOTALL)[1]
     monkeypatch.setattr(ops, "GPU_BATCHES", ops.GPU_BATCHES)  # and back afterwards
-    for name in ("CONV_DTYPES", "POOL_DTYPES"):
+    for name in ("DTYPES", "POOL_DTYPES"):
         monkeypatch.setattr(ops, name, dict(getattr(ops, name)))
     monkeypatch.setattr(sys, "argv", ["-c", str(tmp_path)])
     exec(code.replace('"20"', '"1"'), {})

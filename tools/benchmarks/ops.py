@@ -36,7 +36,7 @@ LARGE = Conv("conv3", (128, 400, 672))
 POOL_MAP, SCALE, GAMMA = (256, 50, 84), 1 / 16, 1 / 8
 NUM_ROIS = {"cpu": (512,), "cuda": (512, 1000)}
 SAMPLING = {2: "2×2 samples per bin", 0: "adaptive sampling"}
-CONV_DTYPES = {"cpu": [torch.float32], "cuda": [torch.bfloat16, torch.float16, torch.float32]}
+DTYPES = {"cpu": [torch.float32], "cuda": [torch.bfloat16, torch.float16, torch.float32]}
 POOL_DTYPES = {"cpu": [torch.float32], "cuda": [torch.bfloat16, torch.float32]}
 # What no cache holds, and what keeps every multiprocessor busy.
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
@@ -149,26 +149,12 @@ BUILDERS = {
 
 
 def run(device: str, repeats: int, threads: int) -> dict:
-    """All measurements; progress goes to standard output."""
-    gpu, sections, cases = device == "cuda", {}, [*CONVS]
+    """Convolution and pooling; progress goes to standard output."""
+    gpu, cases = device == "cuda", [*CONVS]
     if gpu:
-        # As cuDNN does by default. dcn follows cuDNN, torchvision multiplies matrices.
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-        # dcn's tile sizes are timed, so cuDNN's algorithms are as well.
-        torch.backends.cudnn.benchmark = True
         cases += (case for n in GPU_BATCHES for case in varied("batch", n))
-    sections["rates"] = measure_rates(repeats, device)
-    sections["convolution"] = [
-        compare(case, repeats, dtype, device) for dtype in CONV_DTYPES[device] for case in cases
-    ]
-    for name, cases in (
-        ("depthwise", DEPTHWISE),
-        ("aggregation", family.AGGREGATIONS),
-        ("deform_kernel", family.DEFORM_KERNELS),
-    ):
-        sections[name] = [
-            compare(case, repeats, dtype, device) for dtype in CONV_DTYPES[device] for case in cases
-        ]
+    sections = {"rates": measure_rates(repeats, device)}
+    sections["convolution"] = compare_all(cases, repeats, device)
     sections["pooling"] = [
         compare(Pool(SAMPLING[ratio], POOL_MAP, ratio, num_rois), repeats, dtype, device)
         for dtype in POOL_DTYPES[device]
@@ -180,10 +166,29 @@ def run(device: str, repeats: int, threads: int) -> dict:
         sections["variants"] = [
             compare(case, few) for setting in VARIANTS.items() for case in varied(*setting)
         ]
-        sections["network"] = family.measure_network(few)
         sections["threads"] = measure_threads(threads, repeats) if threads > 1 else []
         sections["memory"] = measure_memory()
     return sections
+
+
+def run_family(device: str, repeats: int, threads: int) -> dict:
+    """What has few channels per group or none to multiply; progress goes to standard output."""
+    few = min(repeats, VARIANT_REPEATS)
+    sections = {"rates": measure_rates(repeats, device)}
+    sections["narrow"] = compare_all(varied("groups", VARIANTS["groups"]), few, device)
+    for name, cases in (
+        ("depthwise", DEPTHWISE),
+        ("aggregation", family.AGGREGATIONS),
+        ("deform_kernel", family.DEFORM_KERNELS),
+    ):
+        sections[name] = compare_all(cases, repeats, device)
+    if device == "cpu":
+        sections["network"] = family.measure_network(few)
+    return sections
+
+
+def compare_all(cases: list[tuple], repeats: int, device: str) -> list[dict]:
+    return [compare(case, repeats, dtype, device) for dtype in DTYPES[device] for case in cases]
 
 
 def varied(setting: str, value: int) -> list[Conv]:
@@ -228,12 +233,17 @@ def compare(case: tuple, repeats: int, dtype=torch.float32, device: str = "cpu")
 
 def measure_rates(repeats: int, device: str) -> dict:
     """What this machine copies and multiplies at best."""
+    if device == "cuda":
+        # As cuDNN does by default. dcn follows cuDNN, torchvision multiplies matrices.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+        # dcn's tile sizes are timed, so cuDNN's algorithms are as well.
+        torch.backends.cudnn.benchmark = True
     print("copy and matmul", flush=True)
     copied, size = COPY_BYTES[device], MATMUL_SIZE[device]
     source = torch.ones(copied, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     calls = {"copy": lambda: (target.copy_(source),)}
-    for dtype in CONV_DTYPES[device]:
+    for dtype in DTYPES[device]:
         matrix = torch.randn(size, size, dtype=dtype, device=device)
         calls[str(dtype).removeprefix("torch.")] = lambda matrix=matrix: (matrix @ matrix,)
     clock = measure.gpu_clock if device == "cuda" else measure.host_clock

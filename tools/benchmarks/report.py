@@ -14,6 +14,7 @@ DETECTOR = "dcn, mdconv c3–c5"  # that others are compared with
 OPERATORS = {
     "convolution": "deform_conv2d, modulated, 3×3",
     "variants": "deform_conv2d with other settings",
+    "narrow": "deform_conv2d, modulated, 3×3, 32 groups of 4, 8 and 16 channels",
     "depthwise": "deform_conv2d, modulated, 3×3, depthwise",
     "aggregation": "dcnv3 and dcnv4, 3×3, 16 channels per group",
     "deform_kernel": "local_deform_kernel, depthwise, 3×3 of 4×4",
@@ -29,7 +30,9 @@ COLOURS |= {"torchvision": "#dadce0", "mmcv": "#dadce0"}
 
 def page(result: dict) -> str:
     """The Markdown page of any benchmark's result."""
-    body = {"ops": _ops, "detector": _detector, "kernels": _kernels}[result["benchmark"]]
+    body = {"ops": _ops, "family": _ops, "detector": _detector, "kernels": _kernels}[
+        result["benchmark"]
+    ]
     return "\n\n".join(body(result)) + "\n"
 
 
@@ -63,13 +66,15 @@ def _versions(result: dict) -> str:
 def _ops(result: dict) -> Iterator[str]:
     sections, threads = result["sections"], result["settings"]["threads"]
     gpu, rates = result["settings"]["device"] == "cuda", sections.get("rates")
-    yield f"# Operators on a {'GPU' if gpu else 'CPU'}"
+    what = "The rest of the family" if result["benchmark"] == "family" else "Operators"
+    yield f"# {what} on a {'GPU' if gpu else 'CPU'}"
     yield _measured(result)
     yield (
         "Times are medians in ms, forward / forward + backward.\n"
         "[README.md](README.md) explains how they are measured and what the columns mean."
     )
-    if not gpu and "mmcv" not in sections["pooling"][0]["results"]:
+    first = next(rows for name, rows in sections.items() if name in OPERATORS)[0]
+    if not gpu and "mmcv" not in first["results"]:
         yield SKIPPED.format("mmcv's rows were")
     if rates:
         of_types = rates["operations_per_s"].items()
