@@ -211,35 +211,9 @@ class DeformKernelConv2d(LocalDeformKernel2d):
         ValueError: a size out of range, or a number of groups that does not divide the channels.
     """
 
-    def __init__(
-        self,
-        scope_size: int | tuple[int, int],
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = False,
-        rotation_groups: int = 1,
-        clamp: bool = False,
-        deform_groups: int = 1,
-    ) -> None:
-        super().__init__(
-            scope_size,
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            rotation_groups,
-            clamp,
-        )
-        _check_groups("deform_groups", deform_groups, in_channels)
+    def __init__(self, *args, deform_groups: int = 1, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        _check_groups("deform_groups", deform_groups, self.in_channels)
         self.deform_groups = deform_groups
         self.offset_conv = self._predictor(2 * deform_groups * _points(self))
         self.init_weights()
@@ -280,30 +254,9 @@ class GlobalDeformKernel2d(_ScopeConv2d):
 
     clamp = True
 
-    def __init__(
-        self,
-        scope_size: int | tuple[int, int],
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = False,
-    ) -> None:
-        super().__init__(
-            scope_size,
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-        )
-        self.fc = nn.Linear(in_channels, 2 * _points(self))
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.fc = nn.Linear(self.in_channels, 2 * _points(self))
         self.init_weights()
 
     def samples(self, input: Tensor) -> Samples:
