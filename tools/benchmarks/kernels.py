@@ -19,6 +19,7 @@ from triton.compiler import CompiledKernel
 
 from dcn.aggregation import gpu as aggregation
 from dcn.deform_conv import gpu as deform_conv
+from dcn.deform_kernel import gpu as deform_kernel
 from dcn.gpu import readers
 from dcn.roi_pool import gpu as deform_roi_pool
 
@@ -39,7 +40,10 @@ Call = namedtuple("Call", "name kernel configs arguments")
 
 
 def calls(dtype: torch.dtype) -> list[Call]:
-    """All kernels, as ResNet-50's conv4, 512 RoIs on its output and FlashInternImage call them."""
+    """All kernels, as ResNet-50's conv4, 512 RoIs on its output and FlashInternImage call them.
+
+    Deformable kernels are of ResNet-50-DW's conv4.
+    """
 
     def tensor(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -56,11 +60,15 @@ def calls(dtype: torch.dtype) -> list[Call]:
     pool, sums = "deform_roi_pool {}", "deform_aggregation {}"
     features, offset_mask = tensor(1, 56, 56, 128), tensor(1, 56, 56, 216)
     packed = (features, offset_mask, None, [3, 3], *geometry, 1.0, False, 8)
+    scope = (x, offset, tensor(256, 1, 4, 4), None, None, [3, 3], *geometry, False)
+    kernels, wanted = "local_deform_kernel {}", [True] * 3 + [False] * 2
     return [
         *recorded("deform_conv2d {}", deform_conv.forward, *conv),
         *recorded("deform_conv2d {}", deform_conv.backward, x, *conv, [True] * 5),
         *recorded(sums, aggregation.forward, *packed),
         *recorded(sums, aggregation.backward, features, *packed, [True, True, False]),
+        *recorded(kernels, deform_kernel.forward, *scope),
+        *recorded(kernels, deform_kernel.backward, x, *scope, wanted),
         *recorded(pool, deform_roi_pool.forward, *deformed),
         *recorded(pool, deform_roi_pool.backward, grad, *deformed, [True] * 3),
         *recorded(f"{pool}, plain", deform_roi_pool.forward, *plain),

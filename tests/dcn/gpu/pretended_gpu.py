@@ -23,6 +23,7 @@ from triton.runtime import Autotuner, driver
 
 import dcn
 from dcn.deform_conv import gpu as deform_conv
+from dcn.deform_kernel import gpu as deform_kernel
 from dcn.gpu import launch as launching
 from dcn.gpu import readers
 from dcn.registration import OPERATORS
@@ -30,6 +31,7 @@ from dcn.roi_pool import gpu as deform_roi_pool
 
 libcuda = ctypes.CDLL(os.environ["TRITON_LIBCUDA_PATH"] + "/libcuda.so.1")
 conv_forward, conv_backward = dcn.gpu.kernels(OPERATORS["deform_conv2d"])
+kernel_forward, kernel_backward = dcn.gpu.kernels(OPERATORS["local_deform_kernel"])
 pool_forward, pool_backward = dcn.gpu.kernels(OPERATORS["deform_roi_pool"])
 SUCCESS, OUT_OF_MEMORY, LAUNCH_FAILED = 0, 2, 719
 TYPES = {"u32": ctypes.c_uint32, "u64": ctypes.c_uint64, "f64": ctypes.c_double}
@@ -78,7 +80,7 @@ def jit_of(kernel):
 
 
 def compilations():
-    for module in (deform_conv, deform_roi_pool, readers):
+    for module in (deform_conv, deform_kernel, deform_roi_pool, readers):
         for name, kernel in vars(module).items():
             if name.endswith("_kernel"):
                 yield from jit_of(kernel).device_caches[0][0].values()
@@ -150,6 +152,13 @@ def pool(count: int) -> torch.Tensor:
     return grad
 
 
+def apply_kernels(rotations: int) -> None:
+    x = tensor(2, 32, 10, 12)
+    offset, weight = tensor(2, 18 * rotations, 10, 12), tensor(32, 1, 4, 4)
+    arguments = (x, offset, weight, None, None, [3, 3], [1, 1], [1, 1], [1, 1], rotations > 1)
+    kernel_backward(kernel_forward(*arguments), *arguments, [True] * 3 + [False] * 2)
+
+
 def plain(stride: int) -> None:
     """What is None, a stride above one, and offsets of a batch that does not follow on."""
     x, offset = tensor(1, 32, 9, 9), tensor(2, 18, 5, 5)[::2]
@@ -188,6 +197,8 @@ def failures() -> None:
     torch.cuda.is_current_stream_capturing = lambda: True  # the fixed tile sizes
     plain(2)
     convolve(10, 12)
+    apply_kernels(1)
+    apply_kernels(2)
     torch.cuda.is_current_stream_capturing = lambda: False
     driver.active.out_of_memory = True
     pool(3)

@@ -10,15 +10,26 @@ import torch
 
 import dcn
 from dcn.deform_conv import definition as reference_conv
+from dcn.deform_kernel import definition as reference_kernel
 from dcn.registration import OPERATORS
 from tests.dcn import interpreter
-from tests.dcn.definition import OPERATOR_CASES, check_operator, conv_tensors, run_operator
+from tests.dcn.definition import (
+    OPERATOR_CASES,
+    check_operator,
+    conv_tensors,
+    kernel_settings,
+    kernel_tensors,
+    run_operator,
+)
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 tl = triton.language
-deform_conv, deform_roi_pool, launching, readers = (
+deform_conv, deform_kernel, deform_roi_pool, launching, readers = (
     importlib.import_module(f"dcn.{name}")
-    for name in ("deform_conv.gpu", "roi_pool.gpu", "gpu.launch", "gpu.readers")
+    for name in (
+        *("deform_conv.gpu", "deform_kernel.gpu", "roi_pool.gpu"),
+        *("gpu.launch", "gpu.readers"),
+    )
 )
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -343,10 +354,95 @@ def test_an_roi_of_no_image_pools_nan(index):
     assert not grads[2][1].any()
 
 
+KERNEL = dict(
+    n=2,
+    c_in=6,
+    c_out=6,
+    size=(5, 4),
+    kernel=(3, 3),
+    scope=(4, 4),
+    groups=6,
+    rotations=1,
+    deform_groups=0,
+    stride=(1, 1),
+    padding=(1, 1),
+    dilation=(1, 1),
+    clamp=False,
+    bias=True,
+    layout=("channels_last", "channels_last"),
+    dtype=torch.float32,
+    seed=0,
+)
+KERNELS = {
+    "plain": {},
+    "uneven": dict(
+        kernel=(3, 2), scope=(2, 5), stride=(2, 3), padding=(0, 2), dilation=(2, 1), size=(9, 7)
+    ),
+    # More channels, positions and cells than a tile has, and not a multiple of it.
+    "rotations": dict(
+        c_in=75, c_out=75, groups=75, rotations=3, size=(6, 7), kernel=(2, 1), scope=(5, 4)
+    ),
+    "clamp": dict(clamp=True, bias=False, layout=("contiguous", "sliced")),
+    "one_cell": dict(clamp=True, scope=(1, 1), kernel=(2, 2)),
+    "small_scope": dict(scope=(1, 2)),
+    "empty": dict(n=0),
+}
+
+
+def check_kernel(case):
+    check("local_deform_kernel", KERNEL | case)
+
+
+@pytest.mark.parametrize("case", each_dtype(KERNELS, torch.float32))
+def test_local_deform_kernel(case):
+    check_kernel(case)
+
+
+@pytest.mark.parametrize("i", range(5))
+def test_local_deform_kernel_with_every_tile_size(i, monkeypatch):
+    names = ("forward", "grad_input", "grad_offset", "grad_weight")
+    with_tile_size(i, deform_kernel, names, monkeypatch)
+    wide = dict(c_in=70, c_out=70, groups=70, scope=(3, 6))
+    check_kernel(wide | dict(n=1, size=(9, 15), kernel=(1, 2), padding=(0, 1)))
+
+
+def test_scope_gradient_in_splits(monkeypatch):
+    monkeypatch.setattr(deform_kernel, "MIN_CHUNK", 40)
+    monkeypatch.setattr(deform_kernel, "multiprocessors", lambda tensor: 64)
+    shapes = []
+    launch = deform_kernel.launch
+
+    def recorded(kernel, grid, arguments, **more):
+        if kernel is deform_kernel.grad_weight_kernel:
+            shapes.append(more["grad_weight"].shape)
+        launch(kernel, grid, arguments, **more)
+
+    monkeypatch.setattr(deform_kernel, "launch", recorded)
+    check_kernel(dict(n=3, size=(5, 7), dtype=torch.bfloat16))
+    assert shapes == [(3, 16, 6)]
+
+
+@pytest.mark.parametrize("case", [dict(groups=2), dict(c_out=12), dict(deform_groups=1)])
+def test_other_deformable_kernels_are_those_of_the_definition(case, monkeypatch):
+    monkeypatch.setattr(deform_kernel, "launch", None)
+    case = KERNEL | case
+    tensors, grad = kernel_tensors(case)
+    arguments = (*on_device(tensors).values(), *kernel_settings(case))
+    wanted = [True] * 4 + [tensors["input_offset"] is not None]
+    assert torch.equal(deform_kernel.forward(*arguments), reference_kernel.forward(*arguments))
+    actual, expected = (
+        module.backward(grad.to(DEVICE), *arguments, wanted)
+        for module in (deform_kernel, reference_kernel)
+    )
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e)
+
+
 def test_64_bit_indices(monkeypatch):
-    for module in (deform_conv, deform_roi_pool):
+    for module in (deform_conv, deform_kernel, deform_roi_pool):
         monkeypatch.setattr(module, "index_dtype", lambda *tensors: tl.int64)
     check_conv(dict(deform_groups=2))
+    check_kernel(dict(rotations=2))
     check_pool({})
 
 

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from dcn.aggregation import gpu as aggregation
 from dcn.deform_conv import gpu as deform_conv
+from dcn.deform_kernel import gpu as deform_kernel
 from dcn.roi_pool import gpu as deform_roi_pool
 from tools.benchmarks.kernels import compile_call, recorded
 
@@ -23,7 +24,7 @@ def tensor(*shape: int) -> torch.Tensor:
 
 
 def main() -> None:
-    for module in (aggregation, deform_conv, deform_roi_pool):
+    for module in (aggregation, deform_conv, deform_kernel, deform_roi_pool):
         module.index_dtype = lambda *tensors: tl.int64
     calls = []
     for c_in, c_out, size, kernel, groups, deform_groups, stride in CONVS:
@@ -53,6 +54,17 @@ def main() -> None:
         arguments, wanted = (x, offset, mask, *settings), [True, True, mask is not None]
         calls += recorded("", aggregation.forward, *arguments)
         calls += recorded("", aggregation.backward, x, *arguments, wanted)
+    # A scope of one cell; rotation groups, and a scope of unlike sides.
+    for channels, rotations, kernel, scope, clamp in (
+        (1, 1, 1, (1, 1), True),
+        (6, 2, 3, (5, 2), False),
+    ):
+        x, offset = tensor(1, channels, 3, 3), tensor(1, 2 * rotations * kernel**2, 3, 3)
+        settings = ([kernel] * 2, [1, 1], [kernel // 2] * 2, [1, 1], clamp)
+        arguments = (x, offset, tensor(channels, 1, *scope), None, None, *settings)
+        wanted = [True, True, True, False, False]
+        calls += recorded("", deform_kernel.forward, *arguments)
+        calls += recorded("", deform_kernel.backward, x, *arguments, wanted)
     for call in calls:
         ptx = compile_call(call, call.configs[0], 90).asm["ptx"]
         # Not as IEEE rounds: another number of samples in a bin, another bilinear weight.
