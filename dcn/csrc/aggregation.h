@@ -1,6 +1,6 @@
 // Deformable aggregation (DCNv3, arXiv 2211.05778, equation 2; DCNv4, arXiv 2401.06197): sums over the
-// samples of a group of channels, which are not mixed. With a weight for every point and channel it
-// is the depthwise deformable convolution.
+// samples of a group of channels, which are not mixed. With weights it is the deformable convolution
+// in groups of which a vector holds several, such as the depthwise one.
 //
 // Forward: threads take positions. Backward: see ByChannels.
 #pragma once
@@ -11,30 +11,33 @@
 namespace dcn {
 namespace DCN_ISA {
 
-// Of a depthwise convolution: the weight, and its gradient or null, [point][channel]; the bias [C]
-// or null.
+// Of a convolution in groups: the weight, and its gradient or null, [point][channel] if depthwise,
+// otherwise [vector][point][channel of the group that is read][lane that is added to]; the bias [C] or
+// null. The backward pass adds to the gradient of inputs by the weight, so its lanes are inputs then.
 template <typename A>
-struct Depthwise {
+struct Weights {
     const A* weight;
     const A* bias;
     A* grad_weight;
 };
 
-template <typename T, bool Weighted = false>
+// `Group` channels are summed with weights, or none.
+template <typename T, int64_t Group = 0>
 class Aggregation {
    public:
     using A = typename Compute<T>::type;
 
-    explicit Aggregation(const DeformAggregation& args, const Depthwise<A>& depthwise = {})
+    explicit Aggregation(const DeformAggregation& args, const Weights<A>& weights = {})
         : args(args),
-          depthwise(depthwise),
+          weights(weights),
           grid(args.grid, args.deltas, args.input.size[2], args.input.size[3]),
           points(grid.points),
           blocks(ceil_div(points, kPoints)),
           channels(args.input.size[1]),
           group(channels / grid.groups),
           width(args.input.size[3]),
-          image_pixels(args.input.size[2] * width) {}
+          image_pixels(args.input.size[2] * width),
+          weight_step(kLanes<A> * (Group > 1 ? points * Group : 1)) {}
 
     void forward() const {
         const Buffers<Located<A>> located(args.threads, blocks);
@@ -76,6 +79,7 @@ class Aggregation {
     }
 
    private:
+    static constexpr bool Weighted = Group > 0;
     static constexpr int64_t kTile = 16;  // positions that a thread takes at a time
     static constexpr int64_t kPoints = Located<A>::kPoints;
 
@@ -119,6 +123,12 @@ class Aggregation {
         }
     }
 
+    // Where the weights of a point are for the vector of channels that begins with this one.
+    int64_t weight_at(int64_t point, int64_t channel) const {
+        if (Group <= 1) return point * channels + channel;
+        return (channel * points + point * kLanes<A>) * Group;
+    }
+
     // `image` and `to` begin with the group's first channel.
     void sum_group(const Located<A>* at, const T* image, const T* outside, int64_t first,
                    T* to) const {
@@ -133,7 +143,9 @@ class Aggregation {
         for (; c + lanes <= group; c += lanes) {
             sum_vectors<1>(at, image + c, outside, first + c, to + c);
         }
-        if (c < group) sum_rest(at, image + c, outside, first + c, group - c, to + c);
+        if constexpr (Group <= 1) {
+            if (c < group) sum_rest(at, image + c, outside, first + c, group - c, to + c);
+        }
     }
 
     // Fewer channels than a vector has.
@@ -142,7 +154,7 @@ class Aggregation {
         A sum[kLanes<A>] = {};
         if constexpr (Weighted) {
             for (int64_t i = 0; i < size; i++) {
-                if (depthwise.bias != nullptr) sum[i] = depthwise.bias[channel + i];
+                if (weights.bias != nullptr) sum[i] = weights.bias[channel + i];
             }
         }
         for_points(at, [&](const Located<A>& block, int64_t p, int64_t point) {
@@ -152,7 +164,7 @@ class Aggregation {
                     A sample = 0;
                     for (int j = 0; j < 4; j++) sample += block.weight[j][p] * load(row[j][i]);
                     if constexpr (Weighted) {
-                        sample *= depthwise.weight[point * channels + channel + i];
+                        sample *= weights.weight[point * channels + channel + i];
                     }
                     sum[i] += sample;
                 }
@@ -168,16 +180,17 @@ class Aggregation {
         constexpr int64_t lanes = kLanes<A>;
         Vec sum[V] = {};
         if constexpr (Weighted) {
-            if (depthwise.bias != nullptr) {
+            if (weights.bias != nullptr) {
 #pragma GCC unroll 4
                 for (int v = 0; v < V; v++) {
-                    sum[v] = load_vector(depthwise.bias + channel + v * lanes);
+                    sum[v] = load_vector(weights.bias + channel + v * lanes);
                 }
             }
         }
         for_points(at, [&](const Located<A>& block, int64_t p, int64_t point) {
             const A w0 = block.weight[0][p], w1 = block.weight[1][p];
             const A w2 = block.weight[2][p], w3 = block.weight[3][p];
+            const int64_t at_weight = weight_at(point, channel);
             with_rows(block, p, image, outside, [&](auto r0, auto r1, auto r2, auto r3) {
 #pragma GCC unroll 4
                 for (int v = 0; v < V; v++) {
@@ -187,8 +200,8 @@ class Aggregation {
                     sample += w2 * load_vector(r2 + v * lanes);
                     sample += w3 * load_vector(r3 + v * lanes);
                     if constexpr (Weighted) {
-                        const A* weight = depthwise.weight + point * channels + channel;
-                        sum[v] += sample * load_vector(weight + v * lanes);
+                        const A* const weight = weights.weight + at_weight + v * weight_step;
+                        sum[v] += sum_products<A, Group>(sample, weight);
                     } else {
                         sum[v] = sample;
                     }
@@ -217,8 +230,10 @@ class Aggregation {
         for (; c + lanes <= size; c += lanes) {
             spread_vectors<1>(at, input + c, grad + c, outside, to, c, first, nowhere, sums);
         }
-        if (c < size) {
-            spread_rest(at, input + c, grad + c, size - c, outside, to, c, first, nowhere, sums);
+        if constexpr (Group <= 1) {
+            if (c < size) {
+                spread_rest(at, input + c, grad + c, size - c, outside, to, c, first, nowhere, sums);
+            }
         }
         for (int64_t i = 0; i < 3 * points; i += lanes) {
             store_vector(sums + i, sum_lanes(sums + i * lanes));
@@ -247,13 +262,13 @@ class Aggregation {
         for (int v = 0; v < V; v++) g[v] = of_output[v] = load_vector(grad + v * lanes);
         for_points(at, [&](const Located<A>& block, int64_t p, int64_t point) {
             if constexpr (Weighted) {
-                const int64_t at_weight = point * channels + first + c;
+                const int64_t at_weight = weight_at(point, first + c);
 #pragma GCC unroll 2
                 for (int v = 0; v < V; v++) {
-                    g[v] = of_output[v] * load_vector(depthwise.weight + at_weight + v * lanes);
+                    const A* const weight = weights.weight + at_weight + v * weight_step;
+                    g[v] = sum_products<A, Group>(of_output[v], weight);
                 }
-                if (depthwise.grad_weight != nullptr) {
-                    A* const grad_weight = depthwise.grad_weight + at_weight;
+                if (weights.grad_weight != nullptr) {
                     with_rows(block, p, input, outside, [&](auto... rows) {
                         const T* const row[4] = {rows...};
 #pragma GCC unroll 2
@@ -263,9 +278,9 @@ class Aggregation {
                             for (int i = 0; i < 4; i++) {
                                 sample += block.weight[i][p] * load_vector(row[i] + v * lanes);
                             }
-                            store_vector(grad_weight + v * lanes,
-                                         load_vector(grad_weight + v * lanes) +
-                                             of_output[v] * sample);
+                            add_products<A, Group>(
+                                sample, of_output[v],
+                                weights.grad_weight + at_weight + v * weight_step);
                         }
                     });
                 }
@@ -313,10 +328,10 @@ class Aggregation {
                     for (int64_t i = 0; i < size; i++) {
                         A sample = 0;
                         for (int j = 0; j < 4; j++) sample += block.weight[j][p] * load(row[j][i]);
-                        if (depthwise.grad_weight != nullptr) {
-                            depthwise.grad_weight[at_weight + i] += g[i] * sample;
+                        if (weights.grad_weight != nullptr) {
+                            weights.grad_weight[at_weight + i] += g[i] * sample;
                         }
-                        g[i] *= depthwise.weight[at_weight + i];
+                        g[i] *= weights.weight[at_weight + i];
                     }
                 });
             }
@@ -337,61 +352,76 @@ class Aggregation {
     }
 
     const DeformAggregation& args;
-    const Depthwise<A> depthwise;
+    const Weights<A> weights;
     const SampleGrid<A> grid;
     const int64_t points, blocks, channels, group, width, image_pixels;
+    const int64_t weight_step;  // from the weights of a vector of channels to the next one's
 };
 
-// A convolution of which every channel has a kernel of its own.
-template <typename T>
-class DepthwiseConvolution {
+// A convolution whose groups have as many outputs as inputs, `Group`, of which a vector holds several.
+template <typename T, int64_t Group>
+class GroupedConvolution {
    public:
     using A = typename Compute<T>::type;
 
     static bool fits(const DeformConv2d& args) {
-        const int64_t channels = args.input.size[1];
+        const int64_t channels = args.input.size[1], deform_in = channels / args.deltas.y.size[1];
         const bool countable = args.input.size[2] * args.input.size[3] <= INT32_MAX;
-        return args.weight.size[1] == 1 && args.output.size[1] == channels && channels > 1 &&
-               countable;
+        return args.weight.size[1] == Group && args.output.size[1] == channels &&
+               channels > Group && (Group == 1 || deform_in % kLanes<A> == 0) && countable;
     }
 
     // The output, or its gradient, is dense and channels-last.
-    explicit DepthwiseConvolution(const DeformConv2d& args)
+    explicit GroupedConvolution(const DeformConv2d& args)
         : args(args),
           sums{{args.dtype, args.threads}, args.grid, args.deltas, args.input, args.output,
                args.grad_deltas, args.grad_input},
           channels(args.input.size[1]),
           points(args.deltas.y.size[2]),
-          weight(1, points * channels),
-          grad_weight(1, points * channels) {
-        const A* from = static_cast<const A*>(args.weight.data);
-        for (int64_t c = 0; c < channels; c++) {
-            for (int64_t p = 0; p < points; p++) weight[0][p * channels + c] = from[c * points + p];
-        }
-    }
+          weight(1, points * Group * channels) {}
 
     void forward() const {
-        const A* bias = static_cast<const A*>(args.bias.data);
-        Aggregation<T, true>(sums, {weight[0], bias, nullptr}).forward();
+        const A* const from = static_cast<const A*>(args.weight.data);
+        for_weights([&](int64_t i, int64_t, int64_t by_output) { weight[0][by_output] = from[i]; });
+        const A* const bias = static_cast<const A*>(args.bias.data);
+        Aggregation<T, Group>(sums, {weight[0], bias, nullptr}).forward();
     }
 
     void backward() const {
+        const A* const from = static_cast<const A*>(args.weight.data);
         A* const to = static_cast<A*>(args.grad_weight.data);
-        Aggregation<T, true>(sums, {weight[0], nullptr, to == nullptr ? to : grad_weight[0]})
-            .backward();
+        const Buffers<A> grad(1, points * Group * channels);
+        for_weights([&](int64_t i, int64_t by_input, int64_t) { weight[0][by_input] = from[i]; });
+        Aggregation<T, Group>(sums, {weight[0], nullptr, to == nullptr ? to : grad[0]}).backward();
         if (to == nullptr) return;
+        for_weights([&](int64_t i, int64_t, int64_t by_output) { to[i] = grad[0][by_output]; });
+    }
+
+   private:
+    // Calls work(where it is, where it is in Weights with inputs as lanes, with outputs as lanes).
+    template <typename Work>
+    void for_weights(Work work) const {
+        int64_t i = 0;
         for (int64_t c = 0; c < channels; c++) {
+            const int64_t first = c / Group * Group;
             for (int64_t p = 0; p < points; p++) {
-                to[c * points + p] = grad_weight[0][p * channels + c];
+                for (int64_t k = 0; k < Group; k++) {
+                    work(i++, place(p, c - first, first + k), place(p, k, c));
+                }
             }
         }
     }
 
-   private:
+    int64_t place(int64_t point, int64_t k, int64_t channel) const {
+        constexpr int64_t lanes = kLanes<A>;
+        if (Group == 1) return point * channels + channel;
+        return ((channel / lanes * points + point) * Group + k) * lanes + channel % lanes;
+    }
+
     const DeformConv2d& args;
     const DeformAggregation sums;
     const int64_t channels, points;
-    const Buffers<A> weight, grad_weight;
+    const Buffers<A> weight;
 };
 
 }  // namespace DCN_ISA

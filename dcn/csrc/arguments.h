@@ -35,8 +35,8 @@ struct DeformConv2d : Call {
     Tensor input;   // image [N, C_in, H, W], dense and channels-last
     Tensor weight;  // [C_out, C_in / groups, kh, kw], dense and channels-last
     Tensor bias;    // [C_out], dense
-    Tensor output;  // image [N, C_out, H_out, W_out], of a depthwise convolution dense and
-                    // channels-last; in the backward pass its gradient
+    Tensor output;  // image [N, C_out, H_out, W_out]; where groups have 1 to 8 channels, and as many
+                    // outputs, dense and channels-last; in the backward pass its gradient
 
     // Backward only.
     Deltas grad_deltas;

@@ -17,19 +17,29 @@ void with_type(int64_t dtype, Work work) {
     if (dtype == kBFloat16) work(BFloat16());
 }
 
+// Calls work with the convolution that fits.
+template <typename T, int64_t Group = 1, typename Work>
+void with_convolution(const DeformConv2d& args, Work work) {
+    if constexpr (Group >= kLanes<typename Compute<T>::type>) {
+        work(Convolution<T>(args));
+    } else if (GroupedConvolution<T, Group>::fits(args)) {
+        work(GroupedConvolution<T, Group>(args));
+    } else {
+        with_convolution<T, 2 * Group>(args, work);
+    }
+}
+
 void deform_conv2d_forward(const DeformConv2d& args) {
     with_type(args.dtype, [&](auto value) {
         using T = decltype(value);
-        if (DepthwiseConvolution<T>::fits(args)) return DepthwiseConvolution<T>(args).forward();
-        Convolution<T>(args).forward();
+        with_convolution<T>(args, [](const auto& convolution) { convolution.forward(); });
     });
 }
 
 void deform_conv2d_backward(const DeformConv2d& args) {
     with_type(args.dtype, [&](auto value) {
         using T = decltype(value);
-        if (DepthwiseConvolution<T>::fits(args)) return DepthwiseConvolution<T>(args).backward();
-        Convolution<T>(args).backward();
+        with_convolution<T>(args, [](const auto& convolution) { convolution.backward(); });
     });
 }
 

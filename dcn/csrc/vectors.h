@@ -88,5 +88,32 @@ inline typename Vector<A>::type sum_lanes(const A* vectors, int64_t first = 0) {
     }
 }
 
+// Lane i is lane k of its n.
+template <typename A, int64_t n, int64_t k>
+constexpr Pick<A> kSame([](int64_t i) { return i / n * n + k; });
+
+// Lane i: sum_k values[k-th lane of its n] · weight[k][i].
+template <typename A, int64_t n, int64_t k = 0>
+inline typename Vector<A>::type sum_products(typename Vector<A>::type values, const A* weight) {
+    if constexpr (n == 1) {
+        return values * load_vector(weight);
+    } else {
+        const auto product = kSame<A, n, k>(values, values) * load_vector(weight + k * kLanes<A>);
+        if constexpr (k + 1 == n) {
+            return product;
+        } else {
+            return product + sum_products<A, n, k + 1>(values, weight);
+        }
+    }
+}
+
+// to[k][i] += values[k-th lane of its n] · grad[i]
+template <typename A, int64_t n, int64_t k = 0>
+inline void add_products(typename Vector<A>::type values, typename Vector<A>::type grad, A* to) {
+    const auto value = n == 1 ? values : kSame<A, n, k>(values, values);
+    store_vector(to, load_vector(to) + value * grad);
+    if constexpr (k + 1 < n) add_products<A, n, k + 1>(values, grad, to + kLanes<A>);
+}
+
 }  // namespace DCN_ISA
 }  // namespace dcn

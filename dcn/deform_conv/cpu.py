@@ -26,7 +26,7 @@ def forward(
     operands = _operands(input, offset, weight, bias, mask)
     image, offset, weight, bias, mask = operands
     shape = (input.shape[0], weight.shape[0], *out_size)
-    layout = torch.channels_last if _is_depthwise(input, weight) else memory_format(input)
+    layout = torch.channels_last if _is_narrow(input, weight) else memory_format(input)
     out = torch.empty(shape, dtype=image.dtype, memory_format=layout)
     deltas = deltas_of(offset, mask, grid.num_points)
     fields = (grid, deltas, image, weight, bias, out, Deltas(None, None, None), None, None)
@@ -53,7 +53,7 @@ def backward(
     grid = grid_of(weight, stride, padding, dilation)
     image, wide_offset, rows, _, wide_mask = _operands(input, offset, weight, None, mask)
     grad = grad.to(image.dtype)
-    if _is_depthwise(input, weight):
+    if _is_narrow(input, weight):
         grad = grad.contiguous(memory_format=torch.channels_last)
     grad_input = torch.zeros_like(image, dtype=rows.dtype) if of_input else None
     grad_weight = torch.zeros_like(rows) if of_weight else None
@@ -73,9 +73,9 @@ def backward(
     )
 
 
-def _is_depthwise(input: Tensor, weight: Tensor) -> bool:
-    """Then the kernels need not multiply matrices, and know one layout of the output."""
-    return weight.shape[1] == 1 and 1 < weight.shape[0] == input.shape[1]
+def _is_narrow(input: Tensor, weight: Tensor) -> bool:
+    """Then a vector may hold several groups; the kernels for that know one layout of the output."""
+    return weight.shape[1] <= 8 and weight.shape[1] < weight.shape[0] == input.shape[1]
 
 
 def _operands(

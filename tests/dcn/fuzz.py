@@ -83,9 +83,10 @@ def results(operator, arguments: dict) -> list[Tensor]:
 
 
 def convolution(rng: random.Random) -> tuple:
-    groups, deform_groups = rng.choice((1, 1, 2, 3)), rng.choice((1, 1, 2, 4))
-    n, c_in = rng.randint(0, 3), groups * deform_groups * rng.randint(1, 20)
-    c_out, kernel = groups * rng.randint(1, 40), (rng.randint(1, 4), rng.randint(1, 4))
+    groups, deform_groups = rng.choice((1, 1, 2, 3, 8, 16)), rng.choice((1, 1, 2, 4))
+    n, c_in = rng.randint(0, 3), groups * deform_groups * rng.randint(1, 20 if groups < 8 else 4)
+    c_out = rng.choice((c_in, groups * rng.randint(1, 40 if groups < 8 else 10)))
+    kernel = rng.randint(1, 4), rng.randint(1, 4)
     geometry = {
         name: (rng.randint(*limits), rng.randint(*limits))
         for name, limits in dict(stride=(1, 4), padding=(0, 4), dilation=(1, 3)).items()

@@ -11,14 +11,15 @@ layouts = st.sampled_from(
 
 @st.composite
 def convolutions(draw, largest=12):
-    groups = draw(st.sampled_from([1, 1, 2, 3]))
-    deform_groups = draw(st.sampled_from([1, 1, 2, 3]))
+    narrow = draw(st.sampled_from([0, 0, 1, 2, 4, 8]))  # channels of a group, in and out
+    groups = draw(st.sampled_from([4, 8, 12, 16] if narrow else [1, 1, 2, 3]))
+    deform_groups = draw(st.sampled_from([1, 2] if narrow else [1, 1, 2, 3]))
     unit = groups * deform_groups
     kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
     return dict(
         n=draw(st.integers(0, 3)),
-        c_in=unit * draw(st.integers(1, 24)),
-        c_out=groups * draw(st.integers(1, 40)),
+        c_in=groups * narrow or unit * draw(st.integers(1, 24)),
+        c_out=groups * (narrow or draw(st.integers(1, 40))),
         size=draw(st.tuples(st.integers(1, largest), st.integers(1, largest))),
         kernel=kernel,
         groups=groups,

@@ -76,6 +76,7 @@ CASES = {
     "kernel_5x5": Case(n=1, c_in=2, kernel=(5, 5), padding=2),
     "groups": Case(groups=2),
     "depthwise": Case(c_out=8, groups=4),
+    "narrow_groups": Case(c_in=16, c_out=16, groups=8, deform_groups=2),
     "deform_groups": Case(deform_groups=2),
     "groups_and_more_deform_groups": Case(groups=2, deform_groups=4),
     "more_groups_than_deform_groups": Case(c_out=8, groups=4, deform_groups=2),
