@@ -1,7 +1,7 @@
 // Modulated deformable convolution (arXiv 1811.11168, equation 1).
 //
 // Forward: threads take tiles of output positions. The samples of a tile, for a few kernel points
-// at a time, are gathered into a small matrix, which is multiplied by the packed weights.
+// and groups at a time, are gathered into a small matrix, which is multiplied by the packed weights.
 //
 // Backward: threads take slices of input channels (see Slices). The gradient of a tile's samples
 // is a matrix product; while it is spread over the input's gradient, the samples are gathered
@@ -34,13 +34,17 @@ class Convolution {
           image_size(args.input.size[2] * args.input.size[3] * c_in) {}
 
     void forward() const {
-        const int64_t blocks = ceil_div(points * c_in, most(kForwardDepth, c_in));
-        const int64_t block = ceil_div(points, blocks);  // kernel points at a time
+        // Groups, and kernel points, at a time.
+        const int64_t some = least(groups, most(1, kForwardDepth / (points * group_in)));
+        const int64_t depth = some * group_in;
+        const int64_t blocks = ceil_div(points * depth, most(kForwardDepth, depth));
+        const int64_t block = ceil_div(points, blocks);
         const int64_t panels = groups * (padded_out / width);
-        const int64_t sample_row = block * c_in + kPad;
+        const int64_t sample_row = block * depth + kPad;
         const int64_t sum_row = groups * padded_out + kPad;
 
         const Buffers<A> packed(panels, points * group_in * width);
+        const Buffers<Sample> places(args.threads, kForwardTile * block);
         const Buffers<A> samples(args.threads, kForwardTile * sample_row);
         const Buffers<A> sums(args.threads, kForwardTile * sum_row);
         const Buffers<T> outside(1, c_in);
@@ -56,6 +60,7 @@ class Convolution {
                            packed[i]);
             }
 
+            Sample* const at = places[omp_get_thread_num()];
             A* const sample = samples[omp_get_thread_num()];
             A* const sum = sums[omp_get_thread_num()];
 #pragma omp for schedule(dynamic)
@@ -63,15 +68,17 @@ class Convolution {
                 const int64_t rows = least(kForwardTile, grid.positions - q);
                 for (int64_t p0 = 0; p0 < points; p0 += block) {
                     const int64_t p1 = least(p0 + block, points);
-                    for (int64_t m = 0; m < rows; m++) {
-                        gather_samples(grid.position(q + m), p0, p1, outside[0],
-                                       sample + m * sample_row);
-                    }
-                    for (int64_t i = 0; i < panels; i++) {
-                        const int64_t group = i * width / padded_out;
-                        multiply_panel(rows, width, p1 - p0, group_in, sample + group * group_in,
-                                       sample_row, c_in, packed[i] + p0 * group_in * width,
-                                       p0 > 0, sum + i * width, sum_row);
+                    for (int64_t first = 0; first < groups; first += some) {
+                        const Range slice{first * group_in, least(first + some, groups) * group_in};
+                        gather_samples(q, rows, p0, p1, slice, outside[0], at, sample, sample_row);
+                        const int64_t last = slice.end / group_in * padded_out / width;
+                        for (int64_t i = first * padded_out / width; i < last; i++) {
+                            const int64_t group = i * width / padded_out;
+                            multiply_panel(rows, width, p1 - p0, group_in,
+                                           sample + (group - first) * group_in, sample_row,
+                                           slice.size(), packed[i] + p0 * group_in * width, p0 > 0,
+                                           sum + i * width, sum_row);
+                        }
                     }
                 }
                 write_output(q, rows, sum, sum_row);
@@ -145,7 +152,7 @@ class Convolution {
    private:
     static constexpr int64_t kForwardTile = 48;    // positions; a multiple of every kRows
     static constexpr int64_t kBackwardTile = 96;   // positions; the same
-    static constexpr int64_t kForwardDepth = 512;  // columns of samples, unless one point has more
+    static constexpr int64_t kForwardDepth = 512;  // columns of samples, unless a group has more
     static constexpr int64_t kBackwardWeights = 64 * 1024;
     static constexpr int64_t kPartials = 512 * 1024;
 
@@ -164,43 +171,68 @@ class Convolution {
                at.row * stride[2] + at.column * stride[3];
     }
 
-    // The samples of one position: [point][channel].
-    void gather_samples(const Position& at, int64_t p0, int64_t p1, const T* outside,
-                        A* to) const {
-        const T* image = data<T>(args.input) + at.image * image_size;
-        for (int64_t p = p0; p < p1; p++) {
-            for (int64_t g = 0; g < grid.groups; g++, to += deform_in) {
-                Corners<A> corners;
-                A modulation;
-                if (!grid.locate(at, g, p, corners, modulation)) {
-                    std::memset(to, 0, deform_in * sizeof(A));
-                    continue;
+    // The rows of channels of the pixels around it, and their weights.
+    struct Sample {
+        const T* row[4];
+        A weight[4];
+    };
+
+    // The samples of some positions: [position][point][channel]. `places` is where they lie in the last
+    // group of offsets, of which the next slice may have more channels.
+    void gather_samples(int64_t q, int64_t rows, int64_t p0, int64_t p1, Range slice,
+                        const T* outside, Sample* places, A* to, int64_t to_row) const {
+        for (int64_t g = slice.begin / deform_in; g * deform_in < slice.end; g++) {
+            const Range part = slice.cut({g * deform_in, (g + 1) * deform_in});
+            if (part.begin == g * deform_in) locate(q, rows, g, p0, p1, outside, places);
+            const Sample* at = places;
+            for (int64_t m = 0; m < rows; m++) {
+                A* sample = to + m * to_row + part.begin - slice.begin;
+                for (int64_t p = p0; p < p1; p++, at++, sample += slice.size()) {
+                    const T* row[4];
+                    for (int i = 0; i < 4; i++) row[i] = at->row[i] + part.begin;
+                    gather<false>(part.size(), row, at->weight, sample);
                 }
-                const T* row[4];
-                A weight[4];
-                for (int i = 0; i < 4; i++) {
-                    const int64_t pixel = corners.pixel[i];
-                    row[i] = pixel < 0 ? outside : image + pixel * c_in + g * deform_in;
-                    weight[i] = corners.weight[i] * modulation;
-                }
-                gather<false>(deform_in, row, weight, to);
             }
         }
+    }
+
+    void locate(int64_t q, int64_t rows, int64_t g, int64_t p0, int64_t p1, const T* outside,
+                Sample* to) const {
+        for (int64_t m = 0; m < rows; m++) {
+            const Position at = grid.position(q + m);
+            const T* image = data<T>(args.input) + at.image * image_size;
+            for (int64_t p = p0; p < p1; p++, to++) {
+                Corners<A> corners;
+                A modulation;
+                const bool inside = grid.locate(at, g, p, corners, modulation);
+                for (int i = 0; i < 4; i++) {
+                    const bool reads = inside && corners.pixel[i] >= 0;
+                    to->row[i] = reads ? image + corners.pixel[i] * c_in : outside;
+                    to->weight[i] = inside ? corners.weight[i] * modulation : 0;
+                }
+            }
+        }
+    }
+
+    // Of whole groups' output channels, those that follow each other in a buffer too.
+    int64_t run_of(int64_t channels) const {
+        return padded_out == group_out ? channels : group_out;
     }
 
     void write_output(int64_t q, int64_t rows, A* sum, int64_t sum_row) const {
         T* image[kForwardTile];
         for (int64_t m = 0; m < rows; m++) image[m] = output(grid.position(q + m), 0);
         const int64_t stride = args.output.stride[1];
-        for (int64_t g = 0; g < groups; g++, sum += padded_out) {
+        const int64_t run = run_of(groups * group_out);
+        for (int64_t c = 0; c < groups * group_out; c += run, sum += padded_out) {
             if (args.bias.data != nullptr) {
-                const A* bias = data<A>(args.bias) + g * group_out;
+                const A* bias = data<A>(args.bias) + c;
                 for (int64_t m = 0; m < rows; m++) {
-                    for (int64_t o = 0; o < group_out; o++) sum[m * sum_row + o] += bias[o];
+                    for (int64_t o = 0; o < run; o++) sum[m * sum_row + o] += bias[o];
                 }
             }
-            store_rows(rows, group_out, sum, sum_row, image, stride);
-            for (int64_t m = 0; m < rows; m++) image[m] += group_out * stride;
+            store_rows(rows, run, sum, sum_row, image, stride);
+            for (int64_t m = 0; m < rows; m++) image[m] += run * stride;
         }
     }
 
@@ -231,12 +263,14 @@ class Convolution {
         T* first[kBackwardTile];
         for (int64_t m = 0; m < rows; m++) first[m] = output(grid.position(q + m), 0);
         const int64_t stride = args.output.stride[1];
-        for_groups(at.slice, [&](int64_t g, Range) {
+        const int64_t begin = at.slice.begin / group_in * group_out;
+        const int64_t end = ceil_div(at.slice.end, group_in) * group_out;
+        const int64_t run = run_of(end - begin);
+        for (int64_t c = begin; c < end; c += run, to += padded_out) {
             T* image[kBackwardTile];
-            for (int64_t m = 0; m < rows; m++) image[m] = first[m] + g * group_out * stride;
-            load_rows(rows, group_out, image, stride, to, to_row);
-            to += padded_out;
-        });
+            for (int64_t m = 0; m < rows; m++) image[m] = first[m] + c * stride;
+            load_rows(rows, run, image, stride, to, to_row);
+        }
     }
 
     // The gradient of the samples: [position][point][channel].
@@ -288,9 +322,7 @@ class Convolution {
                     grad_row[i] = spread ? data<A>(args.grad_input) + at_pixel : nowhere;
                     weight[i] = corners.weight[i] * modulation;
                 }
-                if (of_input) scatter(part.size(), sample, weight, grad_row);
-                dots(part.size(), sample, row, dot);
-                gather<false>(part.size(), row, weight, sample);
+                spread(part.size(), row, weight, sample, grad_row, dot);
                 corners.gradients(dot, modulation, grad);
             }
         }

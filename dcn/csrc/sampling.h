@@ -2,6 +2,7 @@
 #pragma once
 
 #include "memory.h"
+#include "vectors.h"
 
 namespace dcn {
 namespace DCN_ISA {
@@ -47,6 +48,41 @@ inline void dots(int64_t n, const A* grad, const T* const row[4], A result[4]) {
         d3 += g * load(r3[c]);
     }
     result[0] = d0, result[1] = d1, result[2] = d2, result[3] = d3;
+}
+
+// Of one sample all three, which loads everything once: to[i][c] += weight[i] · grad[c],
+// dot[i] = sum_c grad[c] · row[i][c], and the sample takes the place of its gradient.
+template <typename T, typename A>
+inline void spread(int64_t n, const T* const row[4], const A weight[4], A* grad, A* const to[4],
+                   A dot[4]) {
+    using Vec = typename Vector<A>::type;
+    const T *r0 = row[0], *r1 = row[1], *r2 = row[2], *r3 = row[3];
+    A *t0 = to[0], *t1 = to[1], *t2 = to[2], *t3 = to[3];
+    const A w0 = weight[0], w1 = weight[1], w2 = weight[2], w3 = weight[3];
+    Vec d0 = {}, d1 = {}, d2 = {}, d3 = {};
+    int64_t c = 0;
+    for (; c + kLanes<A> <= n; c += kLanes<A>) {
+        const Vec g = load_vector(grad + c);
+        const Vec v0 = load_vector(r0 + c), v1 = load_vector(r1 + c);
+        const Vec v2 = load_vector(r2 + c), v3 = load_vector(r3 + c);
+        store_vector(t0 + c, load_vector(t0 + c) + w0 * g);
+        store_vector(t1 + c, load_vector(t1 + c) + w1 * g);
+        store_vector(t2 + c, load_vector(t2 + c) + w2 * g);
+        store_vector(t3 + c, load_vector(t3 + c) + w3 * g);
+        d0 += g * v0, d1 += g * v1, d2 += g * v2, d3 += g * v3;
+        store_vector(grad + c, w0 * v0 + w1 * v1 + w2 * v2 + w3 * v3);
+    }
+    dot[0] = sum_of<A>(d0), dot[1] = sum_of<A>(d1), dot[2] = sum_of<A>(d2), dot[3] = sum_of<A>(d3);
+    for (; c < n; c++) {
+        const A g = grad[c];
+        grad[c] = 0;
+        for (int i = 0; i < 4; i++) {
+            const A value = load(row[i][c]);
+            to[i][c] += weight[i] * g;
+            dot[i] += g * value;
+            grad[c] += weight[i] * value;
+        }
+    }
 }
 
 template <typename A>

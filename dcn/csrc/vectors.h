@@ -88,6 +88,16 @@ inline typename Vector<A>::type sum_lanes(const A* vectors, int64_t first = 0) {
     }
 }
 
+// The sum of a vector's lanes.
+template <typename A, int64_t d = kLanes<A> / 2>
+inline A sum_of(typename Vector<A>::type vector) {
+    if constexpr (d == 0) {
+        return vector[0];
+    } else {
+        return sum_of<A, d / 2>(vector + kOther<A, d>(vector, vector));
+    }
+}
+
 // Lane i is lane k of its n.
 template <typename A, int64_t n, int64_t k>
 constexpr Pick<A> kSame([](int64_t i) { return i / n * n + k; });
