@@ -11,6 +11,7 @@ trap 'rm -rf "$work"' EXIT
 cp -r dcn tests pyproject.toml setup.py LICENSE "$work"
 cd "$work"
 rm dcn/_kernels.so
+sed -i 's/"-O3"/"-O1"/' setup.py  # compiles in a third of the time
 
 export CC=gcc CXX=g++ CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g"
 export LDFLAGS="-fsanitize=address,undefined" DCN_REQUIRE_KERNELS=1
