@@ -1,10 +1,12 @@
 """Checks of arguments, whose errors name the argument, what it was and what was expected."""
 
-from numbers import Integral
+import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import wrap_torch_function
 
 from .registration import autocast_dtype
 
@@ -25,18 +27,34 @@ def integer(name: str, value: int, least: int, most: int) -> int:
     return value if isinstance(value, int) else int(value)
 
 
+def number(name: str, value: float) -> float:
+    """Finite.
+
+    Raises:
+        TypeError: no real number.
+        ValueError: not finite.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number, got {_shown(value)}")
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    return value
+
+
 def pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
     """An int or a pair of ints, also of NumPy's types, as a pair.
 
     Raises:
         TypeError: neither.
-        ValueError: below `least`.
+        ValueError: below `least`, or from 2**31 up.
     """
     values = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(values) != 2 or not all(map(_is_integer, values)):
         raise TypeError(f"{name}: expected an int or two, got {_shown(value)}")
     if min(values) < least:
         raise ValueError(f"{name}: expected at least {least}, got {value!r}")
+    if max(values) >= 2**31:
+        raise ValueError(f"{name}: expected less than 2**31, got {value!r}")
     return tuple(v if isinstance(v, int) else int(v) for v in values)  # a SymInt stays one
 
 
@@ -47,6 +65,22 @@ def _is_integer(value: object) -> bool:
 
 def _shown(value: object) -> str:
     return "a tensor" if isinstance(value, Tensor) else repr(value)  # not its elements
+
+
+@wrap_torch_function(lambda input, channels: (input,))
+def check_map(input: Tensor, channels: int) -> Tensor:
+    """[N, channels, H, W] and not empty, but for N; returns it.
+
+    Raises:
+        TypeError, NotImplementedError: as `check_tensors`.
+        ValueError: of another shape.
+    """
+    check_tensors(input=(input, 4))
+    if input.shape[1] != channels or 0 in input.shape[2:]:
+        raise ValueError(
+            f"input: expected [N, {channels}, H, W] with pixels, got shape {tuple(input.shape)}"
+        )
+    return input
 
 
 def check_tensors(

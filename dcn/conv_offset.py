@@ -3,13 +3,14 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import wrap_torch_function
 
-from .checks import check_tensors, integer
+from .checks import check_map, integer
 from .deformable import Deformable, Samples
-from .layout import compute_dtype
+from .layout import compute_dtype, memory_format
 
 
-class ConvOffset2D(nn.Conv2d, Deformable):
+class ConvOffset2D(nn.Module, Deformable):
     """Resamples a map, every channel and pixel of it, at an offset that it predicts.
 
     The Keras reading of deformable convolution (arXiv 1703.06211): a 3×3 convolution without bias
@@ -33,46 +34,55 @@ class ConvOffset2D(nn.Conv2d, Deformable):
     """
 
     def __init__(self, channels: int) -> None:
-        integer("channels", channels, 1, 2**30)
-        super().__init__(channels, 2 * channels, 3, padding=1, bias=False)
-        self.init_weights()
+        super().__init__()
+        self.channels = integer("channels", channels, 1, 2**30)
+        self.weight = nn.Parameter(torch.empty(2 * channels, channels, 3, 3))
+        self.reset_parameters()
 
-    def init_weights(self) -> None:
-        """mmengine calls this after it has initialised all convolutions."""
+    def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=0.01)
-
-    def forward(self, input: Tensor) -> Tensor:
-        check_tensors(input=(input, 4))
-        if input.shape[1] != self.in_channels:
-            raise ValueError(f"input: expected {self.in_channels} channels, got {input.shape[1]}")
-        samples = self.samples(input)
-        # -1 and 1 are the centres of the first and the last pixel, which may be one.
-        grid = [
-            along.flatten(0, 2) * (2 / max(size - 1, 1)) - 1
-            for along, size in ((samples.x, input.shape[3]), (samples.y, input.shape[2]))
-        ]
-        out = F.grid_sample(
-            input.to(samples.x.dtype).flatten(0, 1).unsqueeze(1),
-            torch.stack(grid, -1),
-            mode="bilinear",
-            padding_mode="border",
-            align_corners=True,
-        )
-        return out.view(input.shape).to(input.dtype)
 
     def samples(self, input: Tensor) -> Samples:
         """A group per channel, of one point."""
-        n, channels, *size = input.shape
-        offset = super().forward(input).to(compute_dtype(input)).view(n, channels, 1, 2, *size)
-        dy, dx = torch.where(offset.isnan(), 0, offset).unbind(3)
-        y, x = (torch.arange(length, dtype=dy.dtype, device=dy.device) for length in size)
-        high = (float(size[0]), float(size[1]))
-        return Samples(
-            (y[:, None] + dy).clamp(0, size[0] - 1),
-            (x + dx).clamp(0, size[1] - 1),
-            None,
-            y[:, None],
-            x,
-            (-1.0, -1.0),
-            high,
-        )
+        *found, y, x = _positions(input, self.predict(input))
+        size = (float(input.shape[2]), float(input.shape[3]))
+        return Samples(*found, None, y, x, (-1.0, -1.0), size)
+
+    def predict(self, input: Tensor) -> Tensor:
+        """Offsets [N, 2·C, H, W]."""
+        return F.conv2d(check_map(input, self.channels), self.weight, padding=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _resample(input, self.predict(input))
+
+    def extra_repr(self) -> str:
+        return str(self.channels)
+
+
+def _positions(input: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y and x [N, C, 1, H, W], and where they would be without offsets, [H, 1] and [W]."""
+    n, channels, h, w = input.shape
+    offset = offset.to(compute_dtype(input)).view(n, channels, 1, 2, h, w)
+    dy, dx = torch.where(offset.isnan(), 0, offset).unbind(3)
+    y, x = (torch.arange(size, dtype=dy.dtype, device=dy.device) for size in (h, w))
+    y = y[:, None]
+    return (y + dy).clamp(0, h - 1), (x + dx).clamp(0, w - 1), y, x
+
+
+@wrap_torch_function(lambda input, offset: (input, offset))
+def _resample(input: Tensor, offset: Tensor) -> Tensor:
+    y, x, *_ = _positions(input, offset)
+    # -1 and 1 are the centres of the first and the last pixel, which may be one.
+    grid = [
+        along.flatten(0, 2) * (2 / torch.sym_max(size - 1, 1)) - 1
+        for along, size in ((x, input.shape[3]), (y, input.shape[2]))
+    ]
+    out = F.grid_sample(
+        input.to(x.dtype).flatten(0, 1).unsqueeze(1),
+        torch.stack(grid, -1),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=True,
+    )
+    out = out.view(input.shape).to(input.dtype)
+    return out.contiguous(memory_format=memory_format(input))

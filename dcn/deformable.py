@@ -1,4 +1,4 @@
-"""What every deformable layer tells of itself: where it samples."""
+"""What deformable layers have in common: they tell where they sample, and start without offsets."""
 
 from typing import NamedTuple
 
@@ -41,28 +41,23 @@ class Deformable:
         raise NotImplementedError
 
 
-def geometry_of(conv: nn.Module) -> tuple:
-    """What a layer takes over from the convolution in whose place it is put.
+class ZeroConv2d(nn.Conv2d):
+    """Predicts nothing to start with, whenever it starts: also after `to_empty`."""
 
-    Returns:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups.
+    def reset_parameters(self) -> None:
+        _zero(self)
 
-    Raises:
-        ValueError: no layer can stand in for this module.
-    """
-    if not isinstance(conv, nn.Conv2d):
-        raise ValueError(f"conv: expected a Conv2d, got {type(conv).__name__}")
-    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        raise ValueError(f"conv: only padding with zeros of a given size, got {conv}")
-    return (
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        conv.groups,
-    )
+
+class ZeroLinear(nn.Linear):
+    """As `ZeroConv2d`."""
+
+    def reset_parameters(self) -> None:
+        _zero(self)
+
+
+def _zero(layer: nn.Module) -> None:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
 
 
 def samples_of(deltas: Deltas, grid: Grid, input_size: tuple[int, int]) -> Samples:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.overrides import wrap_torch_function
 
-from ..checks import check_tensors, integer, pair
+from ..checks import check_tensors, integer, number, pair
 from ..registration import Operator
 from .definition import check_shapes
 
@@ -123,8 +123,7 @@ def _aggregate(
     if input.shape[3] == 0:
         raise ValueError(f"input: has no channels, got shape {tuple(input.shape)}")
     group = integer("group", group, 1, input.shape[3])
-    if not -math.inf < offset_scale < math.inf:
-        raise ValueError(f"offset_scale: expected a finite number, got {offset_scale}")
+    number("offset_scale", offset_scale)
     remove_center = bool(remove_center)
     points = kernel[0] * kernel[1]
     if remove_center and (points == 1 or points % 2 == 0):

@@ -3,9 +3,11 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import wrap_torch_function
 
-from ..checks import integer
-from ..deformable import Deformable, Samples, geometry_of, samples_of
+from ..checks import integer, number
+from ..deformable import Deformable, Samples, ZeroLinear, samples_of
+from ..in_place import geometry_of
 from .definition import deltas_of, grid_of, packed_channels
 from .function import dcnv3, dcnv4
 
@@ -55,7 +57,9 @@ class DCNv3(nn.Module, Deformable):
         remove_center: bool = False,
     ) -> None:
         super().__init__()
-        _check(channels, kernel_size, stride, pad, dilation, group, center_feature_scale)
+        _check(
+            channels, kernel_size, stride, pad, dilation, group, offset_scale, center_feature_scale
+        )
         if act_layer not in _ACTIVATIONS:
             raise ValueError(f"act_layer: expected one of {[*_ACTIVATIONS]}, got {act_layer!r}")
         if norm_layer not in ("LN", "BN"):
@@ -73,8 +77,8 @@ class DCNv3(nn.Module, Deformable):
             nn.Sequential(*norm),
             _ACTIVATIONS[act_layer](),
         )
-        self.offset = nn.Linear(channels, points * 2)
-        self.mask = nn.Linear(channels, points)
+        self.offset = ZeroLinear(channels, points * 2)
+        self.mask = ZeroLinear(channels, points)
         self.input_proj = nn.Linear(channels, channels)
         self.output_proj = nn.Linear(channels, channels)
         self.center_feature_scale = center_feature_scale
@@ -90,7 +94,8 @@ class DCNv3(nn.Module, Deformable):
 
     def init_weights(self) -> None:
         """mmengine calls this after it has initialised all layers."""
-        _zero(self.offset, self.mask)
+        self.offset.reset_parameters()
+        self.mask.reset_parameters()
         _xavier(self.input_proj, self.output_proj)
         _zero_centre(self)
 
@@ -166,14 +171,16 @@ class DCNv4(nn.Module, Deformable):
         without_pointwise: bool = False,
     ) -> None:
         super().__init__()
-        _check(channels, kernel_size, stride, pad, dilation, group, center_feature_scale)
+        _check(
+            channels, kernel_size, stride, pad, dilation, group, offset_scale, center_feature_scale
+        )
         self.settings = (kernel_size, stride, pad, dilation, group, offset_scale, remove_center)
         self.stride = stride
         self.offset_mask_dw = None
         if dw_kernel_size is not None:
             self.offset_mask_dw = _depthwise(channels, dw_kernel_size, stride)
         points = kernel_size**2 - remove_center
-        self.offset_mask = nn.Linear(channels, packed_channels(group, points))
+        self.offset_mask = ZeroLinear(channels, packed_channels(group, points))
         self.value_proj = self.output_proj = None
         if not without_pointwise:
             self.value_proj = nn.Linear(channels, channels)
@@ -191,7 +198,7 @@ class DCNv4(nn.Module, Deformable):
 
     def init_weights(self) -> None:
         """mmengine calls this after it has initialised all layers."""
-        _zero(self.offset_mask)
+        self.offset_mask.reset_parameters()
         if self.value_proj is not None:
             _xavier(self.value_proj, self.output_proj)
         _zero_centre(self)
@@ -225,7 +232,7 @@ class DCNv4(nn.Module, Deformable):
             )
         if self.output_proj is not None:
             out = self.output_proj(out)
-        return out if input.dim() == 4 else out.flatten(1, 2)
+        return _like_input(out, input)
 
 
 class InPlaceOfConv2d(nn.Module, Deformable):
@@ -275,6 +282,7 @@ def _groups(conv: nn.Conv2d) -> dict[str, int]:
     return dict(group=next(g for g in range(most, 0, -1) if conv.in_channels % g == 0))
 
 
+@wrap_torch_function(lambda input, shape: (input,))
 def _as_map(input: Tensor, shape: tuple[int, int] | None) -> Tensor:
     """[N, L, C] as [N, H, W, C]."""
     if input.dim() == 4 and shape is None:
@@ -285,9 +293,14 @@ def _as_map(input: Tensor, shape: tuple[int, int] | None) -> Tensor:
     if shape is None:
         side = round(length**0.5)
         shape = (side, side)
-    if min(shape) < 0 or shape[0] * shape[1] != length:
+    if len(shape) != 2 or min(shape) < 0 or shape[0] * shape[1] != length:
         raise ValueError(f"shape: {tuple(shape)} is not that of {length} pixels")
     return input.unflatten(1, tuple(shape))
+
+
+@wrap_torch_function(lambda out, input: (out, input))
+def _like_input(out: Tensor, input: Tensor) -> Tensor:
+    return out if input.dim() == 4 else out.flatten(1, 2)
 
 
 def _samples(input: Tensor, offset: Tensor, mask: Tensor | None, settings: tuple) -> Samples:
@@ -310,6 +323,7 @@ def _check(
     pad: int,
     dilation: int,
     group: int,
+    offset_scale: float,
     center_feature_scale: bool,
 ) -> None:
     integer("channels", channels, 1, 2**31)
@@ -318,6 +332,7 @@ def _check(
     integer("dilation", dilation, 1, 2**31)
     integer("pad", pad, 0, 2**31)
     integer("group", group, 1, channels)
+    number("offset_scale", offset_scale)
     if channels % group:
         raise ValueError(f"group: expected a divisor of {channels}, got {group}")
     if 2 * pad != dilation * (kernel_size - 1):
@@ -339,12 +354,6 @@ def _mixed(out: Tensor, x: Tensor, logits: Tensor) -> Tensor:
     """Of [N, H, W, C] each, by sigmoid(logits) [N, H, W, G]."""
     weight = logits.sigmoid().repeat_interleave(out.shape[3] // logits.shape[3], 3)
     return out * (1 - weight) + x * weight
-
-
-def _zero(*layers: nn.Linear) -> None:
-    for layer in layers:
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
 
 
 def _zero_centre(layer: DCNv3 | DCNv4) -> None:

@@ -1,22 +1,13 @@
 """The layer `DeformConv2d`."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from ..checks import pair
-from ..deformable import Deformable, Samples, geometry_of, samples_of
+from ..checks import integer, number, pair
+from ..deformable import Deformable, Samples, ZeroConv2d, samples_of
+from ..in_place import geometry_of, take_over
 from .definition import deltas_of, grid_of
 from .function import deform_conv2d
-
-
-class _ZeroConv2d(nn.Conv2d):
-    """Starts at zero whenever it starts: also after `to_empty`."""
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
 
 
 class DeformConv2d(nn.Conv2d, Deformable):
@@ -83,18 +74,18 @@ class DeformConv2d(nn.Conv2d, Deformable):
             bias,
             **placed,
         )
-        if deform_groups < 1 or in_channels % deform_groups:
+        if in_channels % integer("deform_groups", deform_groups, 1, 2**31 - 1):
             raise ValueError(
                 f"deform_groups: expected a divisor of {in_channels}, got {deform_groups}"
             )
-        if not 0 < mask_scale < math.inf:
+        if number("mask_scale", mask_scale) <= 0:
             raise ValueError(f"mask_scale: expected a positive number, got {mask_scale}")
         self.deform_groups = deform_groups
         self.modulated = modulated
         self.mask_scale = mask_scale
         points = self.kernel_size[0] * self.kernel_size[1]
         self.offset_channels = 2 * deform_groups * points
-        self.conv_offset = _ZeroConv2d(
+        self.conv_offset = ZeroConv2d(
             in_channels,
             (3 if modulated else 2) * deform_groups * points,
             self.kernel_size,
@@ -118,8 +109,7 @@ class DeformConv2d(nn.Conv2d, Deformable):
             dtype=conv.weight.dtype,
             **settings,
         )
-        deformed.load_state_dict(conv.state_dict(), strict=False)
-        return deformed.train(conv.training)
+        return take_over(deformed, conv)
 
     def predict(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
         """Offsets and masks, as `deform_conv2d` takes them."""

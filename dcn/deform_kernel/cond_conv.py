@@ -3,9 +3,12 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import wrap_torch_function
 
-from ..checks import integer, pair
-from ..deformable import geometry_of
+from ..checks import check_map, integer, pair
+from ..deformable import ZeroLinear
+from ..in_place import geometry_of, take_over
+from ..layout import memory_format
 
 
 class CondConv2d(nn.Module):
@@ -18,7 +21,8 @@ class CondConv2d(nn.Module):
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
-            `torch.nn.Conv2d`, except that padding is in pixels. An expert starts as its weight.
+            `torch.nn.Conv2d`, except that padding is in pixels and there is no bias by default. An
+            expert starts as its weight.
         num_experts: E.
 
     Shapes: [N, C_in, H, W] -> [N, C_out, H_out, W_out].
@@ -47,14 +51,20 @@ class CondConv2d(nn.Module):
         self.padding = pair("padding", padding, 0)
         self.dilation = pair("dilation", dilation, 1)
         self.groups = groups
-        experts = [
-            nn.Conv2d(in_channels, out_channels, self.kernel_size, groups=groups, bias=bias)
-            for _ in range(num_experts)
-        ]
-        self.weight = nn.Parameter(torch.stack([expert.weight.detach() for expert in experts]))
-        self.bias = experts[0].bias
-        self.fc = nn.Linear(in_channels, num_experts)
-        self.init_weights()
+        # Which checks channels and groups.
+        expert = nn.Conv2d(
+            in_channels, out_channels, self.kernel_size, groups=groups, device="meta"
+        )
+        self.weight = nn.Parameter(torch.empty(num_experts, *expert.weight.shape))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.fc = ZeroLinear(in_channels, num_experts)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Experts start as the weight of a `torch.nn.Conv2d`."""
+        for parameter in (self.weight, self.bias):
+            if parameter is not None:
+                _uniform(parameter, self.weight[0, 0].numel())
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, **settings) -> "CondConv2d":
@@ -67,27 +77,28 @@ class CondConv2d(nn.Module):
             ValueError: the convolution's padding is not zeros, a number of pixels.
         """
         layer = cls(*geometry_of(conv), conv.bias is not None, **settings).to(conv.weight)
-        layer.load_state_dict(conv.state_dict(), strict=False)
-        return layer.train(conv.training)
+        return take_over(layer, conv)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         """Also of a convolution.
 
-        Experts are twice its weight, divided among them, and differ by what they now differ from
+        Experts are twice its weight, divided among them, and differ by what fresh ones differ from
         their mean: experts that are equal would stay so.
         """
         name = f"{prefix}weight"
-        if name in state_dict and state_dict[name].shape == self.weight.shape[1:]:
-            own = self.weight.detach()
-            state_dict[name] = 2 * state_dict[name].to(own) / len(own) + own - own.mean(0)
+        kernel = state_dict.get(name)
+        if kernel is not None and kernel.shape == self.weight.shape[1:]:
+            fresh = kernel.new_empty(self.weight.shape)
+            _uniform(fresh, kernel[0].numel())
+            state_dict[name] = 2 * kernel / len(fresh) + fresh - fresh.mean(0)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def init_weights(self) -> None:
         """Zero `fc`. mmengine calls this after it has initialised all layers."""
-        nn.init.zeros_(self.fc.weight)
-        nn.init.zeros_(self.fc.bias)
+        self.fc.reset_parameters()
 
     def forward(self, input: Tensor) -> Tensor:
+        input = check_map(input, self.fc.in_features)
         gates = self.fc(input.mean((2, 3))).sigmoid()
         kernels = torch.einsum("ne,eoihw->noihw", gates, self.weight)
         return conv_per_image(
@@ -103,6 +114,12 @@ class CondConv2d(nn.Module):
         )
 
 
+def _uniform(tensor: Tensor, products: int) -> None:
+    """Of that many products per output, as `torch.nn.Conv2d` starts."""
+    nn.init.uniform_(tensor, -(products**-0.5), products**-0.5)
+
+
+@wrap_torch_function(lambda input, kernels, *_: (input, kernels))
 def conv_per_image(
     input: Tensor,
     kernels: Tensor,
@@ -114,7 +131,8 @@ def conv_per_image(
 ) -> Tensor:
     """[N, C_in, H, W] by kernels [N, C_out, C_in / groups, kh, kw] -> [N, C_out, H_out, W_out].
 
-    One convolution of N·groups groups.
+    One convolution of N·groups groups. A channels-last input is copied for it, and the output is
+    channels-last again.
     """
     n, _, h, w = input.shape
     if n == 0:  # the sum of no kernels has their shape, and gradients
@@ -129,4 +147,5 @@ def conv_per_image(
         dilation,
         n * groups,
     )
-    return out.view(n, -1, *out.shape[2:])
+    out = out.view(n, -1, *out.shape[2:])
+    return out.contiguous(memory_format=memory_format(input))

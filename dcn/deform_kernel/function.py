@@ -58,8 +58,10 @@ def local_deform_kernel(
         [N, C_out, H_out, W_out] of the input's dtype; channels-last if the input is.
 
     Raises:
-        NotImplementedError: an argument has a tangent of forward-mode AD.
-        TypeError: an argument is not a dense tensor, or dtypes differ or are not among those above.
+        NotImplementedError: an argument has a tangent of forward-mode AD, or is differentiated by
+            torch.func.
+        TypeError: an argument is not a dense tensor, or dtypes differ or are not among those above;
+            or clamp is no bool.
         ValueError: shapes or devices that do not fit together, or a size, stride, padding or
             dilation out of range.
 
@@ -75,6 +77,8 @@ def local_deform_kernel(
         pair("padding", padding, 0),
         pair("dilation", dilation, 1),
     )
+    if not isinstance(clamp, bool):
+        raise TypeError(f"clamp: expected a bool, got {type(clamp).__name__}")
     check_tensors(
         optional=("bias", "input_offset"),
         float32=OPERATOR.float32,
@@ -85,7 +89,7 @@ def local_deform_kernel(
         input_offset=(input_offset, 4),
     )
     return torch.ops.dcn.local_deform_kernel.default(
-        input, offset, weight, bias, input_offset, kernel, stride, padding, dilation, bool(clamp)
+        input, offset, weight, bias, input_offset, kernel, stride, padding, dilation, clamp
     )
 
 

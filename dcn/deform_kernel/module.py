@@ -2,10 +2,12 @@
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import wrap_torch_function
 
-from ..checks import integer, pair
+from ..checks import check_map, integer, pair
 from ..deform_conv.definition import deltas_of
-from ..deformable import Deformable, Samples, geometry_of, samples_of
+from ..deformable import Deformable, Samples, ZeroConv2d, ZeroLinear, samples_of
+from ..in_place import geometry_of, take_over
 from ..layout import compute_dtype
 from .cond_conv import conv_per_image
 from .definition import image_grid, read_scope, scope_grid
@@ -59,8 +61,7 @@ class _ScopeConv2d(nn.Conv2d, Deformable):
             scope_size = tuple(size + 1 for size in conv.kernel_size)
         bias = conv.bias is not None
         layer = cls(scope_size, *geometry, bias=bias, **settings).to(conv.weight)
-        layer.load_state_dict(conv.state_dict(), strict=False)
-        return layer.train(conv.training)
+        return take_over(layer, conv)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         """Also of a convolution.
@@ -74,14 +75,13 @@ class _ScopeConv2d(nn.Conv2d, Deformable):
         if name in state_dict and state_dict[name].shape[2:] == self.kernel_size:
             kernel = state_dict[name].double()
             rows, columns = map(torch.linalg.pinv, self._factors_at_rest(kernel))
-            state_dict[name] = (rows @ kernel @ columns.mT).to(self.weight)
+            state_dict[name] = (rows @ kernel @ columns.mT).to(self.weight.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def init_weights(self) -> None:
         """Zero what predicts offsets. mmengine calls this after it has initialised all layers."""
         for predictor in self.children():
-            nn.init.zeros_(predictor.weight)
-            nn.init.zeros_(predictor.bias)
+            predictor.reset_parameters()
 
     def _scope_samples(self, offset: Tensor) -> Samples:
         """Of kernel offsets [N, R·K·2, H, W]."""
@@ -89,11 +89,15 @@ class _ScopeConv2d(nn.Conv2d, Deformable):
         samples = samples_of(deltas_of(offset, None, grid.num_points), grid, self.scope_size)
         if not self.clamp:
             return samples
-        held = (samples[axis].clamp(0, self.scope_size[axis] - 1) for axis in (0, 1))
-        return Samples(*held, *samples[2:])
+        y, x, mask, rest_y, rest_x, *bounds = samples
+        (y, rest_y), (x, rest_x) = (
+            (where.clamp(0, size - 1) for where in pair)
+            for pair, size in zip(((y, rest_y), (x, rest_x)), self.scope_size, strict=True)
+        )
+        return Samples(y, x, mask, rest_y, rest_x, *bounds)
 
     def _predictor(self, channels: int) -> nn.Conv2d:
-        return nn.Conv2d(
+        return ZeroConv2d(
             self.in_channels, channels, self.kernel_size, self.stride, self.padding, self.dilation
         )
 
@@ -123,7 +127,7 @@ class LocalDeformKernel2d(_ScopeConv2d):
     Args:
         scope_size: (S_h, S_w) or an int, of the kernel that is stored; 4 in the release.
         in_channels, out_channels, stride, padding, dilation, groups, bias: as in
-            `torch.nn.Conv2d`, except that padding is in pixels.
+            `torch.nn.Conv2d`, except that padding is in pixels and there is no bias by default.
         kernel_size: of the kernels that are applied.
         rotation_groups: R; input channel c is of group c % R, with offsets of its own.
         clamp: hold points within the scope, instead of reading zero outside.
@@ -242,7 +246,7 @@ class GlobalDeformKernel2d(_ScopeConv2d):
     Args:
         scope_size: (S_h, S_w) or an int, of the kernel that is stored; 2 in the release.
         in_channels, out_channels, stride, padding, dilation, groups, bias: as in
-            `torch.nn.Conv2d`, except that padding is in pixels.
+            `torch.nn.Conv2d`, except that padding is in pixels and there is no bias by default.
         kernel_size: of the kernels that are applied.
 
     Shapes: [N, C_in, H, W] -> [N, C_out, H_out, W_out].
@@ -256,7 +260,7 @@ class GlobalDeformKernel2d(_ScopeConv2d):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.fc = nn.Linear(self.in_channels, 2 * _points(self))
+        self.fc = ZeroLinear(self.in_channels, 2 * _points(self))
         self.init_weights()
 
     def samples(self, input: Tensor) -> Samples:
@@ -264,24 +268,25 @@ class GlobalDeformKernel2d(_ScopeConv2d):
         return self._scope_samples(self.fc(input.mean((2, 3)))[..., None, None])
 
     def forward(self, input: Tensor) -> Tensor:
-        # A half's eleven bits are few for a place in a large scope.
-        offset = self.fc(input.mean((2, 3))).to(compute_dtype(input)).unflatten(1, (-1, 2))
-        rest = scope_grid(self.kernel_size, self.scope_size).positions((1, 1), offset)
-        rows, columns = (
-            read_scope(along + offset[..., axis], size, clamp=True)[0]
-            for axis, (along, size) in enumerate(zip(rest, self.scope_size, strict=True))
-        )
-        factors = torch.einsum("nkh,nkw->nkhw", rows, columns).to(self.weight.dtype)
-        kernels = torch.einsum("nkhw,oihw->noik", factors, self.weight)
+        input = check_map(input, self.in_channels)
+        kernels = _read_kernels(self.fc(input.mean((2, 3))), self.weight, self.kernel_size)
         return conv_per_image(
-            input,
-            kernels.unflatten(3, self.kernel_size),
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
+            input, kernels, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
+
+
+@wrap_torch_function(lambda offset, weight, _: (offset, weight))
+def _read_kernels(offset: Tensor, weight: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """By offsets [N, 2·K] from a scope, within it: [N, C_out, C_in / groups, kh, kw]."""
+    # A half's eleven bits are few for a place in a large scope.
+    offset = offset.to(compute_dtype(offset)).unflatten(1, (-1, 2))
+    scope = tuple(weight.shape[2:])
+    rows, columns = (
+        read_scope(rest + offset[..., axis], scope[axis], clamp=True)[0]
+        for axis, rest in enumerate(scope_grid(kernel, scope).positions((1, 1), offset))
+    )
+    factors = torch.einsum("nkh,nkw->nkhw", rows, columns).to(weight.dtype)
+    return torch.einsum("nkhw,oihw->noik", factors, weight).unflatten(3, kernel)
 
 
 def _points(layer: nn.Conv2d) -> int:

@@ -6,6 +6,7 @@ from math import floor
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import dcn
 
@@ -53,7 +54,7 @@ def test_absurd_offsets(value, monkeypatch):
     layer = dcn.ConvOffset2D(1)
     x = torch.randn(1, 1, 4, 5)
     offset = torch.full((1, 2, 4, 5), value)
-    monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda *_: offset)
+    monkeypatch.setattr(layer, "predict", lambda _: offset)
     out = layer(x)
     corner = x[..., -1:, -1:] if value > 0 else x[..., :1, :1]
     torch.testing.assert_close(out, x if value != value else corner.expand_as(x))
@@ -74,6 +75,13 @@ def test_empty_batch_compiled_and_autocast():
     torch.testing.assert_close(compiled(x), layer(x))
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).shape == x.shape
+    auto = torch.export.Dim.AUTO
+    program = torch.export.export(layer, (x,), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
+    larger = torch.randn(3, 2, 7, 6)
+    torch.testing.assert_close(program.module()(larger), layer(larger))
+    torch.testing.assert_close(torch.fx.symbolic_trace(nn.Sequential(layer))(x), layer(x))
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert layer(last).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_bad_arguments():

@@ -46,6 +46,8 @@ def test_samples():
         assert torch.equal(samples.x[0, 0, :, 0, 0], torch.tensor([1.5, 2.5] * 3))
         assert (samples.low, samples.high) == ((-1, -1), (5, 5))
         if layer.clamp:
+            small = layer(2, 4, 4, 3).samples(x)  # whose outer points are held
+            assert torch.equal(small.y, small.rest_y.expand_as(small.y))
             nn.init.constant_(ours.fc.bias, 9.0)
             assert torch.equal(ours.samples(x).y, torch.full_like(samples.y, 4.0))
     moving = SCOPED[2](5, 4, 4, 3, 2, 1, deform_groups=2)
@@ -85,6 +87,27 @@ def test_compiled(layer):
     torch.testing.assert_close(compiled(x), ours(x))
     with torch.autocast("cpu", torch.bfloat16):
         assert ours(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("layer", [dcn.GlobalDeformKernel2d, dcn.CondConv2d])
+def test_a_kernel_for_each_image_of_bad_input(layer):
+    settings = {"scope_size": 4} if layer in SCOPED else {}
+    ours = layer(in_channels=4, out_channels=4, kernel_size=3, padding=1, **settings)
+    for shape in ((4, 5, 6), (1, 3, 5, 6), (1, 4, 0, 6)):
+        with pytest.raises(ValueError, match=r"^input: "):
+            ours(torch.zeros(shape))
+    last = torch.zeros(2, 4, 5, 6).contiguous(memory_format=torch.channels_last)
+    assert ours(last).is_contiguous(memory_format=torch.channels_last)
+
+
+@each_layer
+def test_a_layer_without_memory_loads_a_convolution(layer):
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    settings = {"scope_size": 4} if layer in SCOPED else {}
+    with torch.device("meta"):
+        ours = layer(in_channels=4, out_channels=4, kernel_size=3, padding=1, bias=True, **settings)
+    ours.load_state_dict(conv.state_dict(), strict=False, assign=True)
+    assert ours.weight.device.type == ours.bias.device.type == "cpu"
 
 
 def test_bad_settings():

@@ -68,11 +68,45 @@ def test_an_aggregation_has_sixteen_channels_a_group(name):
         (nn.ConvTranspose2d(16, 16, 3, padding=1), "^conv: expected a Conv2d, got ConvTranspose2d"),
         (nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"), "^conv: only padding with zeros"),
         (nn.Conv2d(16, 16, 3, padding="same"), "^conv: only padding with zeros"),
+        (dcn.DeformConv2d(16, 16, 3, padding=1), "^conv: expected a Conv2d, got DeformConv2d"),
     ],
 )
 def test_what_no_layer_can_stand_in_for_is_refused(name, conv, message):
     with pytest.raises(ValueError, match=message):
         dcn.LAYERS[name].from_conv(conv)
+
+
+@each_layer
+def test_a_layer_in_place_of_a_convolution_is_traced_by_torch_fx(name):
+    layer = dcn.LAYERS[name].from_conv(nn.Conv2d(16, 16, 3, padding=1))
+    x = torch.randn(2, 16, 5, 6)
+    torch.testing.assert_close(torch.fx.symbolic_trace(nn.Sequential(layer))(x), layer(x))
+
+
+@each_layer
+def test_a_layer_starts_without_offsets_on_any_device(name):
+    layer = dcn.LAYERS[name].from_conv(nn.Conv2d(16, 16, 3, padding=1, device="meta"))
+    layer.to_empty(device="cpu")
+    for parameter in layer.parameters():
+        nn.init.constant_(parameter, torch.nan)
+    for module in layer.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    predictors = ("conv_offset", "rotation_conv", "offset_conv", "fc", "offset", "mask")
+    predictors += ("offset_mask",)
+    for key, parameter in layer.named_parameters():
+        zero = key.split(".")[-2:][0] in predictors
+        assert parameter.isfinite().all(), key
+        assert not (zero and parameter.any()), key
+
+
+@pytest.mark.parametrize("name", [n for n in dcn.LAYERS if not n.startswith("dcnv")])
+def test_a_convolutions_weight_may_be_computed(name):
+    conv = nn.Conv2d(8, 8, 3, padding=1)
+    nn.utils.parametrizations.weight_norm(conv)
+    layer = dcn.LAYERS[name].from_conv(conv, **({"mask_scale": 2.0} if name == "mdconv" else {}))
+    x = torch.randn(1, 8, 6, 5)
+    torch.testing.assert_close(layer(x), conv(x), rtol=1e-4, atol=1e-5)
 
 
 @each_layer
