@@ -81,6 +81,8 @@ def _check_depth(depth: int, init_cfg) -> None:
 
 
 def checked(deform: dict, num_stages: int) -> dict:
+    if not isinstance(deform, dict):
+        raise ValueError(f"deform: expected a dict, got {deform!r}")
     settings = dict(layers=None, stages=None, conv="mdconv") | deform
     layers, stages = settings["layers"], settings["stages"]
     modulated = settings.pop("modulated", None)
@@ -91,7 +93,7 @@ def checked(deform: dict, num_stages: int) -> dict:
                 "'dconv' (False); give conv alone"
             )
         settings["conv"] = "mdconv" if modulated else "dconv"
-    if settings["conv"] not in LAYERS:
+    if not isinstance(settings["conv"], str) or settings["conv"] not in LAYERS:
         raise ValueError(f"deform: conv={settings['conv']!r}, expected one of {[*LAYERS]}")
     known = {"layers", "stages", "conv", *LAYERS[settings["conv"]].settings}
     unknown = sorted(set(settings) - known)
@@ -99,9 +101,9 @@ def checked(deform: dict, num_stages: int) -> dict:
         raise ValueError(f"deform: unknown keys {unknown}, expected some of {sorted(known)}")
     if layers is None and stages is None:
         raise ValueError("deform: give layers or stages")
-    if layers is not None and (not isinstance(layers, int) or layers < 0):
+    if layers is not None and (type(layers) is not int or layers < 0):
         raise ValueError(f"deform: layers must be an integer from 0 up, got {layers!r}")
-    if stages is not None and len(stages) != num_stages:
+    if stages is not None and (not isinstance(stages, Sequence) or len(stages) != num_stages):
         raise ValueError(f"deform: expected {num_stages} stages, got {stages}")
     return settings
 

@@ -7,17 +7,24 @@ from mmdet.registry import MODELS
 from mmengine.model import Sequential
 from torch import nn
 
+from dcn.checks import integer
+
 from .deform_resnet import Deform, checked, make_deformable
 
 
 class _ResNetDW(ResNeXt):
-    def __init__(self, width: int = 1, **kwargs) -> None:
+    def __init__(self, *, width: int = 1, **kwargs) -> None:
+        unknown = {"depth", "groups", "base_width", "conv_cfg", "dcn"} & set(kwargs)
+        if unknown:
+            raise ValueError(f"ResNet50DW has no {', '.join(sorted(unknown))}")
         # So many groups of ResNet's channels make mmdet's bottleneck that much wider.
+        groups = integer("width", width, 1, 64)
         base_width = kwargs.get("base_channels", 64)
-        super().__init__(**(dict(depth=50, groups=width, base_width=base_width) | kwargs))
+        super().__init__(depth=50, groups=groups, base_width=base_width, **kwargs)
         for layer in self.res_layers:
             for block in getattr(self, layer):
                 block.conv2 = _depthwise(block.conv2)
+        self._freeze_stages()  # once more, for these convolutions
 
 
 @MODELS.register_module()
@@ -28,10 +35,10 @@ class ResNet50DW(Deform, _ResNetDW):
         width: channels of a bottleneck's 3×3 convolution, as a multiple of ResNet-50's.
         deform: as in `DeformResNet`; there are 16 depthwise convolutions.
 
-    All other arguments are those of mmdet's ResNet.
+    All other arguments are those of mmdet's ResNet, by name, except for depth, conv_cfg and dcn.
 
     Raises:
-        ValueError: as in `DeformResNet`.
+        ValueError: as in `DeformResNet`, or an argument that this network does not have.
     """
 
 

@@ -122,7 +122,10 @@ class TimmBackbone(BaseModule):
                 f"{source} does not fit {self.model_name}: of {len(own)} tensors {len(wrong)} are "
                 f"missing or of another shape, for example {wrong[0]}"
             )
-        self.body.load_state_dict(state, strict=False)
+        try:
+            self.body.load_state_dict(state, strict=False)
+        except RuntimeError as error:
+            raise CheckpointError(f"{source} does not fit {self.model_name}: {error}") from error
         self._is_init = True
 
     def train(self, mode: bool = True) -> nn.Module:

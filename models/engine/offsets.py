@@ -26,7 +26,8 @@ class OffsetStatisticsHook(Hook):
     Every `interval` iterations, of the images of that iteration, a layer `NAME` has
 
     - `offsets/NAME/mean`, `offsets/NAME/p95`: mean and 95th percentile of the length of Δp, for a
-      convolution in pixels of its input, for RoI pooling in pixels of the image;
+      convolution in pixels of its input, for RoI pooling in pixels of the image, for a kernel that
+      is read from a scope in cells of that;
     - `offsets/NAME/outside`: the share of samples outside of the image: of a convolution's kernel
       points those that read no pixel, of RoI bins those whose centre is outside;
     - `offsets/NAME/moved_out`: the share of those that are inside without an offset (padding puts
@@ -114,7 +115,8 @@ class OffsetStatisticsHook(Hook):
             return
         if figures["moved_out"] > RUNAWAY:
             problem = (
-                f"has run away: {figures['moved_out']:.0%} of its samples left the image. "
+                f"has run away: {figures['moved_out']:.0%} of its samples left the image (or "
+                "the scope). "
                 "Try a lower learning rate for its offsets (optim_wrapper.paramwise_cfg."
                 "custom_keys), clip_grad, or a longer warm-up"
             )

@@ -84,3 +84,11 @@ def test_frozen_stages():
     backbone = build("ResNet50DW", deform, frozen_stages=1)
     frozen = {n.split(".")[0] for n, p in backbone.named_parameters() if not p.requires_grad}
     assert frozen == {"conv1", "bn1", "layer1"}
+    regular = build("ResNet50DW", frozen_stages=1)
+    assert not any(p.requires_grad for p in regular.layer1.parameters())
+
+
+@pytest.mark.parametrize("setting", ["depth", "groups", "dcn", "conv_cfg", "width"])
+def test_settings_of_resnet_that_resnet50dw_does_not_have(setting):
+    with pytest.raises(ValueError, match=setting):
+        build("ResNet50DW", **{setting: 0})
