@@ -216,7 +216,8 @@ def compare(case: tuple, repeats: int, dtype=torch.float32, device: str = "cpu")
     single = getattr(case, "batch", 1) == 1
     exact = {f.exact for f in functions.values() if not gpu or single} - {None}
     expected = {function: measure.attempt(function.both) for function in exact}
-    clock = measure.gpu_clock if gpu else measure.host_clock
+    clock = measure.host_clock if isinstance(case, Conv | Pool) else measure.second_clock
+    clock = measure.gpu_clock if gpu else clock
     for kind in ("forward", "both"):
         calls = {name: getattr(function, kind) for name, function in functions.items()}
         for name, figures in measure.side_by_side(calls, repeats, device, clock).items():
