@@ -74,7 +74,8 @@ class DeformConv2d(nn.Conv2d, Deformable):
             bias,
             **placed,
         )
-        if in_channels % integer("deform_groups", deform_groups, 1, 2**31 - 1):
+        integer("deform_groups", deform_groups, -(2**31), 2**31)
+        if deform_groups < 1 or in_channels % deform_groups:
             raise ValueError(
                 f"deform_groups: expected a divisor of {in_channels}, got {deform_groups}"
             )
