@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import wrap_torch_function
 
-from ..checks import integer, number
+from ..checks import check_map, integer, number
 from ..deformable import Deformable, Samples, ZeroLinear, samples_of
 from ..in_place import geometry_of
 from .definition import deltas_of, grid_of, packed_channels
@@ -244,6 +244,7 @@ class InPlaceOfConv2d(nn.Module, Deformable):
     def __init__(self, layer: DCNv3 | DCNv4, conv: nn.Conv2d) -> None:
         super().__init__()
         self.layer = layer
+        self.in_channels = conv.in_channels
         if conv.out_channels != conv.in_channels:
             if layer.output_proj is None:
                 raise ValueError(
@@ -263,6 +264,7 @@ class InPlaceOfConv2d(nn.Module, Deformable):
         return self.layer.samples(input.permute(0, 2, 3, 1))
 
     def forward(self, input: Tensor) -> Tensor:
+        input = check_map(input, self.in_channels)
         return self.layer(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 

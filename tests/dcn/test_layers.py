@@ -84,6 +84,13 @@ def test_a_layer_in_place_of_a_convolution_is_traced_by_torch_fx(name):
 
 
 @each_layer
+def test_a_layer_in_place_of_a_convolution_names_a_bad_input(name):
+    layer = dcn.LAYERS[name].from_conv(nn.Conv2d(16, 16, 3, padding=1))
+    with pytest.raises(ValueError, match=r"^input: "):
+        layer(torch.randn(16, 5, 6))
+
+
+@each_layer
 def test_a_layer_starts_without_offsets_on_any_device(name):
     layer = dcn.LAYERS[name].from_conv(nn.Conv2d(16, 16, 3, padding=1, device="meta"))
     layer.to_empty(device="cpu")
