@@ -121,8 +121,8 @@ class LocalDeformKernel2d(_ScopeConv2d):
     dilation, predicts where `local_deform_kernel` reads a kernel from its scope. It starts at zero,
     so that all kernels are the middle of the scope.
 
-    `rotation_conv` is the release's name. Its `inner_conv.weight` is `weight` here, as in the
-    convolution that this layer replaces.
+    The release's state dicts load; its `inner_conv.weight` is `weight` here, as in the convolution
+    that this layer replaces.
 
     Args:
         scope_size: (S_h, S_w) or an int, of the kernel that is stored; 4 in the release.
@@ -169,6 +169,15 @@ class LocalDeformKernel2d(_ScopeConv2d):
         self.clamp = clamp
         self.rotation_conv = self._predictor(2 * rotation_groups * _points(self))
         self.init_weights()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """Also of the release, whose DeformKernelConv2d does not move kernels."""
+        released = f"{prefix}inner_conv.weight"
+        if released in state_dict:
+            state_dict[f"{prefix}weight"] = state_dict.pop(released)
+            for key, own in self.rotation_conv.state_dict(prefix=f"{prefix}rotation_conv.").items():
+                state_dict.setdefault(key, torch.zeros_like(own))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def samples(self, input: Tensor) -> Samples:
         """Of the kernels, in cells of the scope."""

@@ -59,6 +59,23 @@ def test_samples():
     assert torch.equal(samples.rest_x.expand(9, 1, 4)[4, 0], expected - 0.5)
 
 
+def test_state_dicts_of_the_release():
+    """By its names, which its DeformKernelConv2d has no rotation_conv among."""
+    scope = torch.randn(4, 1, 4, 4)
+    predictor = {"weight": torch.randn(18, 4, 3, 3), "bias": torch.randn(18)}
+    for layer, name in ((SCOPED[0], "rotation_conv"), (SCOPED[2], "offset_conv")):
+        ours = nn.Sequential(layer(4, 4, 4, 3, padding=1, groups=4))
+        state = {f"0.{name}.{key}": value for key, value in predictor.items()}
+        ours.load_state_dict(state | {"0.inner_conv.weight": scope}, strict=True)
+        assert torch.equal(ours[0].weight, scope)
+        assert torch.equal(getattr(ours[0], name).bias, predictor["bias"])
+        moved = ours[0].rotation_conv.weight.any()
+        assert moved == (name == "rotation_conv")
+    whole = SCOPED[1](4, 4, 4, 3, padding=1, groups=4)
+    state = {"weight": scope, "fc.weight": torch.randn(18, 4), "fc.bias": torch.randn(18)}
+    whole.load_state_dict(state, strict=True)
+
+
 def test_a_kernel_for_each_image():
     torch.manual_seed(0)
     cond = dcn.CondConv2d(4, 6, 3, padding=1, groups=2, bias=True, num_experts=3).double()
