@@ -11,6 +11,7 @@ from dcndet.models import Detector
 from dcndet.models.engine import EngineError
 from mmdet.apis import DetInferencer, inference_detector, init_detector
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from PIL import Image
 
 from tests.configs.test_configs import CONFIGS, FILES
@@ -177,7 +178,8 @@ def test_mmdets_inferencer_accepts_every_pipeline(file):
     """What failed was its search for a transform called LoadImageFromFile."""
     config = Config.fromfile(CONFIGS / file)
     inferencer = DetInferencer.__new__(DetInferencer)
-    pipeline = inferencer._init_pipeline(config)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        pipeline = inferencer._init_pipeline(config)
     image = pipeline(np.zeros((30, 40, 3), np.uint8))["inputs"]
     assert image.shape[0] == 3
 
