@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dcndet.data  # noqa: F401  (registers the loader of images)
 import numpy as np
 import torch
 from mmdet.registry import DATASETS, MODELS, TRANSFORMS
