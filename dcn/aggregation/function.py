@@ -82,8 +82,8 @@ def dcnv4(
 ) -> Tensor:
     """Deformable aggregation as in DCNv4 (arXiv 2401.06197, section 3.1).
 
-    It is that of `dcnv3`, whose weights are not normalised, with offsets and weights in one tensor,
-    and as deterministic.
+    It is that of `dcnv3`, whose weights are not normalised, with offsets and weights in one tensor.
+    What `dcnv3` says of the order of sums on a GPU holds here, too.
 
     Args:
         input: [N, H, W, C], float64, float32, float16 or bfloat16.

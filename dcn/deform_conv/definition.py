@@ -152,7 +152,13 @@ def check_shapes(
 
 
 def grid_of(weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Grid:
-    return _grid(tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation))
+    return grid_of_kernel(weight.shape[2:], stride, padding, dilation)
+
+
+def grid_of_kernel(
+    kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> Grid:
+    return _grid(tuple(kernel), tuple(stride), tuple(padding), tuple(dilation))
 
 
 @lru_cache(maxsize=256)

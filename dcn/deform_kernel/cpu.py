@@ -9,11 +9,11 @@ from torch import Tensor
 
 from .. import native
 from ..checks import check_shape
-from ..deform_conv.definition import bias_gradient, deltas_of
+from ..deform_conv.definition import bias_gradient, deltas_of, grid_of_kernel
 from ..grid import Deltas
 from ..layout import cast, compute_dtype, like, memory_format
 from . import definition
-from .definition import check_shapes, image_grid, scope_grid
+from .definition import check_shapes, scope_grid
 
 _NO_DELTAS = Deltas(None, None, None)
 
@@ -112,7 +112,7 @@ class _Call:
         cells = self.by_group(weight.to(dtype).transpose(0, 1))  # [1, C, S_h, S_w]
         self.cells = cells[0].permute(1, 2, 0).contiguous()
         self.bias = None if bias is None else self.by_group(bias.to(dtype).view(1, -1, 1, 1))
-        self.grids = image_grid(*geometry), scope_grid(kernel, weight.shape[2:], clamp)
+        self.grids = grid_of_kernel(*geometry), scope_grid(kernel, weight.shape[2:], clamp)
 
     def by_group(self, map: Tensor) -> Tensor:
         """[N, C, H, W], dense and channels-last."""

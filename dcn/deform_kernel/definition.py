@@ -162,14 +162,6 @@ def check_shapes(
     return out
 
 
-def image_grid(
-    kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
-) -> Grid:
-    """Where a kernel's points lie on the input."""
-    start = (-padding[0], -padding[1])
-    return Grid(tuple(kernel), tuple(stride), start, tuple(dilation))
-
-
 def scope_grid(kernel: tuple[int, int], scope: tuple[int, int], clamp: bool = False) -> Grid:
     """Where a kernel's points lie among the cells of its scope: in the middle."""
     start = tuple((s - k) / 2 for s, k in zip(scope, kernel, strict=True))

@@ -5,12 +5,12 @@ from torch import Tensor, nn
 from torch.overrides import wrap_torch_function
 
 from ..checks import check_map, integer, pair
-from ..deform_conv.definition import deltas_of
+from ..deform_conv.definition import deltas_of, grid_of_kernel
 from ..deformable import Deformable, Samples, ZeroConv2d, ZeroLinear, samples_of
 from ..in_place import geometry_of, take_over
 from ..layout import compute_dtype
 from .cond_conv import conv_per_image
-from .definition import image_grid, read_scope, scope_grid
+from .definition import read_scope, scope_grid
 from .function import local_deform_kernel
 
 
@@ -233,7 +233,7 @@ class DeformKernelConv2d(LocalDeformKernel2d):
 
     def samples(self, input: Tensor) -> Samples:
         """Of the input, in its pixels."""
-        grid = image_grid(self.kernel_size, self.stride, self.padding, self.dilation)
+        grid = grid_of_kernel(self.kernel_size, self.stride, self.padding, self.dilation)
         deltas = deltas_of(self.offset_conv(input), None, grid.num_points)
         return samples_of(deltas, grid, input.shape[2:])
 

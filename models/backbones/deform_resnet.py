@@ -1,7 +1,4 @@
-"""ResNet, ResNeXt and ResNet-50-DW with deformable 3×3 convolutions.
-
-Of DCNv2 (arXiv 1811.11168, section 3.1), or by other layers in the place of convolutions.
-"""
+"""ResNet and ResNeXt with deformable 3×3 convolutions (arXiv 1811.11168, section 3.1)."""
 
 import re
 from collections.abc import Sequence
