@@ -93,6 +93,16 @@ class CondConv2d(nn.Module):
             state_dict[name] = 2 * kernel / len(fresh) + fresh - fresh.mean(0)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def _apply(self, fn, recurse=True):
+        """Experts are one batch of kernels to it: no tensor of five dimensions is channels-last."""
+
+        def apply(tensor: Tensor) -> Tensor:
+            if tensor.dim() != 5:
+                return fn(tensor)
+            return fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2])
+
+        return super()._apply(apply, recurse)
+
     def init_weights(self) -> None:
         """Zero `fc`. mmengine calls this after it has initialised all layers."""
         self.fc.reset_parameters()
