@@ -5,8 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import wrap_torch_function
 
-from .checks import check_map, integer
-from .deformable import Deformable, Samples
+from .checks import check_map, integer, number
+from .deform_conv.definition import grid_of
+from .deformable import Deformable, Samples, samples_of
+from .grid import Deltas
+from .in_place import geometry_of, take_over
 from .layout import compute_dtype, memory_format
 
 
@@ -18,29 +21,39 @@ class ConvOffset2D(nn.Module, Deformable):
     Positions beyond the border are moved onto it.
 
     The only parameter is `weight` [2·C, C, 3, 3]. Its output channel 2·c is dy of channel c, in
-    pixels, and 2·c + 1 is dx. (The Keras code's reshape mixes channels and axes.) It starts normal
-    with a standard deviation of 0.01.
+    pixels, and 2·c + 1 is dx. (The Keras code's reshape mixes channels and axes.) It starts normal.
 
     An offset that is not a number counts as zero, an infinite one leads to the border.
 
     Args:
         channels: C.
+        init_std: the standard deviation that `weight` starts with.
 
     Shapes: [N, C, H, W] -> the same, float64, float32, float16 or bfloat16.
 
     Raises:
         TypeError: channels is no int, or the input no dense floating-point tensor.
-        ValueError: channels below 1, or an input of another number of dimensions or channels.
+        ValueError: channels below 1, a negative init_std, or an input of another number of
+            dimensions or channels.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, init_std: float = 0.01) -> None:
         super().__init__()
         self.channels = integer("channels", channels, 1, 2**30)
+        self.init_std = number("init_std", init_std)
+        if self.init_std < 0:
+            raise ValueError(f"init_std: expected a number from 0 up, got {init_std!r}")
         self.weight = nn.Parameter(torch.empty(2 * channels, channels, 3, 3))
         self.reset_parameters()
 
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, init_std: float = 0.0) -> "ResampledConv2d":
+        """In place of a convolution: resample its input, at first where it is, then convolve."""
+        layer = ResampledConv2d(*geometry_of(conv), conv.bias is not None, init_std)
+        return take_over(layer.to(conv.weight), conv)
+
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=0.01)
+        nn.init.normal_(self.weight, std=self.init_std)
 
     def samples(self, input: Tensor) -> Samples:
         """A group per channel, of one point."""
@@ -57,6 +70,48 @@ class ConvOffset2D(nn.Module, Deformable):
 
     def extra_repr(self) -> str:
         return str(self.channels)
+
+
+class ResampledConv2d(nn.Conv2d, Deformable):
+    """A convolution of a map that the child `offset`, a `ConvOffset2D`, has resampled.
+
+    Args:
+        all: as in `nn.Conv2d`, and `init_std` as in `ConvOffset2D`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        init_std: float = 0.01,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
+        )
+        self.offset = ConvOffset2D(in_channels, init_std)
+
+    def samples(self, input: Tensor) -> Samples:
+        """A group per channel; its points are what the kernel reads of the resampled map."""
+        y, x, *rest = _positions(input, self.offset.predict(input))
+        window = (self.kernel_size, self.dilation, self.padding, self.stride)
+        moved = (
+            F.unfold((at - at_rest)[:, :, 0], *window)
+            for at, at_rest in zip((y, x), rest, strict=True)
+        )
+        grid = grid_of(self.weight, self.stride, self.padding, self.dilation)
+        size = super().forward(input).shape[2:]
+        shape = (len(input), self.in_channels, grid.num_points, *size)
+        deltas = Deltas(*(delta.view(shape) for delta in moved), None)
+        return samples_of(deltas, grid, input.shape[2:])
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(self.offset(input))
 
 
 def _positions(input: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

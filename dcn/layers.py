@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from .aggregation import DCNv3, DCNv4
+from .conv_offset import ConvOffset2D
 from .deform_conv import DeformConv2d
 from .deform_kernel import (
     CondConv2d,
@@ -55,4 +56,5 @@ LAYERS = {
     "dk_global": Layer(GlobalDeformKernel2d, ("scope_size",)),
     "dk_mdconv": Layer(DeformKernelConv2d, (*_SCOPE, "deform_groups")),
     "condconv": Layer(CondConv2d, ("num_experts",)),
+    "conv_offset": Layer(ConvOffset2D, ("init_std",)),
 }

@@ -93,3 +93,26 @@ def test_bad_arguments():
         dcn.ConvOffset2D(2)(torch.zeros(2, 4, 5))
     with pytest.raises(TypeError, match=r"^input: "):
         dcn.ConvOffset2D(2)(torch.zeros(1, 2, 4, 5, dtype=torch.int))
+
+
+def test_in_place_of_a_convolution():
+    """It starts as that convolution; its samples are the resampled pixels that the kernel reads."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 3, stride=2, padding=1, dilation=(1, 2))
+    layer = dcn.ConvOffset2D.from_conv(conv)
+    x = torch.randn(2, 3, 7, 9)
+    torch.testing.assert_close(layer(x), conv(x))
+    nn.init.normal_(layer.offset.weight, std=0.2)
+    torch.testing.assert_close(layer(x), conv(layer.offset(x)))
+
+    samples = layer.samples(x)
+    whole = layer.offset.samples(x)
+    n, c, row, column = 1, 2, 2, 1
+    for point in range(9):
+        i, j = 2 * row - 1 + point // 3, 2 * column - 1 + 2 * (point % 3)
+        at = (n, c, point, row, column)
+        inside = 0 <= i < 7 and 0 <= j < 9
+        expected = [t[n, c, 0, i, j].item() for t in whole[:2]] if inside else [i, j]
+        assert [samples.y[at].item(), samples.x[at].item()] == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match="init_std: expected a number from 0 up, got -1"):
+        dcn.ConvOffset2D.from_conv(conv, init_std=-1)
