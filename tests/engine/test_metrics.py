@@ -1,13 +1,39 @@
+import pytest
+import torch
 from dcndet.models.engine import Accuracy
 from mmengine.evaluator import Evaluator
 from mmengine.structures import BaseDataElement
 
 
+def sample(label, scores, **meta):
+    found = BaseDataElement(metainfo=dict(gt_label=label, **meta))
+    found.pred_scores = torch.tensor(scores)
+    return found
+
+
+SCORES = [0.2, 0.5, 0.3]  # best: 1, 2, 0
+
+
 def test_accuracy():
-    evaluator = Evaluator(Accuracy())
-    for labels in ([0, 1, 2], [2]):  # two batches
-        samples = [BaseDataElement(metainfo=dict(gt_label=label)) for label in labels]
-        for sample in samples:
-            sample.pred_label = 2
-        evaluator.process(samples)
-    assert evaluator.evaluate(4) == {"accuracy/top1": 50.0}
+    evaluator = Evaluator(Accuracy(topk=(1, 2)))
+    evaluator.process([sample(1, SCORES, group="zoomed"), sample(2, SCORES, group="regular")])
+    evaluator.process([sample(0, SCORES, group="regular"), sample(1, SCORES)])  # another batch
+    assert evaluator.evaluate(4) == {
+        "accuracy/top1": 50.0,
+        "accuracy/top2": 75.0,
+        "accuracy/zoomed/top1": 100.0,
+        "accuracy/zoomed/top2": 100.0,
+        "accuracy/regular/top1": 0.0,
+        "accuracy/regular/top2": 50.0,
+    }
+
+
+@pytest.mark.parametrize("topk", [(), (0,), (1.0,), 5])
+def test_bad_topk(topk):
+    with pytest.raises(ValueError, match="topk: expected integers from 1 up"):
+        Accuracy(topk=topk)
+
+
+def test_more_than_there_are_classes():
+    with pytest.raises(ValueError, match="topk: 5, but there are 3 classes"):
+        Accuracy(topk=(1, 5)).process(None, [sample(0, SCORES).to_dict()])
