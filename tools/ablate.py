@@ -67,6 +67,7 @@ def main():
 def run_all(workspace, jobs, args):
     """Run what is not finished; the names of those that failed."""
     stopped, train, gpus = Event(), execute, args.gpus_per_run
+    metrics = workspace.study.metrics
     if args.cluster:
         options = ({"gpus_per_node": gpus} if gpus > 1 else {}) | (args.cluster_options or {})
         train = cluster(args.cluster, workspace.folder / "jobs", options, stopped)
@@ -76,7 +77,7 @@ def run_all(workspace, jobs, args):
     for i, (run, record) in enumerate(execute_all(todo, jobs, gpus, train, stopped), 1):
         workspace.write_results()
         if record.finished:
-            ending = f"AP {record.metrics['AP']:.3f}"
+            ending = metrics.text(record.metrics[metrics.main])
         else:
             failed.append(run.name)
             ending = f"failed, {record.error} (see {run.folder})"

@@ -19,7 +19,6 @@ from tools.ablation import running
 from tools.ablation.intervals import compare
 from tools.ablation.report import as_text
 from tools.ablation.results import (
-    METRICS,
     Record,
     curve,
     make_results,
@@ -27,7 +26,7 @@ from tools.ablation.results import (
     read_record,
     write_text,
 )
-from tools.ablation.study import Study, StudyError
+from tools.ablation.study import COCO, Study, StudyError
 from tools.ablation.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -172,7 +171,7 @@ def test_the_studies_of_this_repository(study):
         (dict(axes={"layers": ["many"]}), "layers: expected a number of layers, got 'many'"),
         (
             dict(axes={"conv": ["modulated"]}),
-            "conv: expected one of dconv, mdconv, .*condconv, got 'modul",
+            "conv: expected one of dconv, mdconv, .*conv_offset, got 'modul",
         ),
         (
             dict(axes={"pool": ["max"]}),
@@ -313,9 +312,9 @@ def test_a_failed_run_stops_nothing_and_is_tried_again(fake):
     assert [record.finished for _, record in ended] == [True, False, False, True]
     assert ended[1][1].error == "error: the disk is full"
     assert ended[2][1].error.startswith("killed by signal 9")
-    cells = make_results(workspace.study, workspace.records(), {}).cells
-    assert cells[["finished", "failed"]].to_numpy().tolist() == [[1, 1], [1, 1]]
-    assert as_text(cells, "0 layers")["seeds"].tolist() == ["1 (1 failed)"] * 2
+    results = make_results(workspace.study, workspace.records(), {})
+    assert results.cells[["finished", "failed"]].to_numpy().tolist() == [[1, 1], [1, 1]]
+    assert as_text(results)["seeds"].tolist() == ["1 (1 failed)"] * 2
     ended, workspace = execute(study, fake)
     assert [record.finished for _, record in ended] == [True, True]
     assert len(calls(fake)) == 6
@@ -349,7 +348,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(fake, capsys):
     assert record.seconds is None  # of a part of the training only
     log = read_log(run.folder)  # of three attempts
     assert curve(log, "loss").to_dict() == {10: 3.0, 20: 1.5}
-    assert curve(log, METRICS["AP"]).index.tolist() == [1, 2]
+    assert curve(log, COCO.keys["AP"]).index.tolist() == [1, 2]
 
 
 def test_damaged_results_are_made_again(fake, capsys):

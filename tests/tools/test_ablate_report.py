@@ -14,8 +14,8 @@ from dcndet.models.inference import Detections
 
 from tools.ablation import pictures, plots
 from tools.ablation.report import as_text, write_report
-from tools.ablation.results import METRICS, Record, make_results
-from tools.ablation.study import Study, StudyError
+from tools.ablation.results import Record, make_results
+from tools.ablation.study import COCO, Study, StudyError
 
 STUDY = """
 title = 'A <i>study</i> & "more"'
@@ -71,7 +71,7 @@ def make(root):
             log(run.folder, run.cell.settings["layers"], ap)
             (run.folder / "epoch_2.pth").write_bytes(b"weights")
             (run.folder / "last_checkpoint").write_text("/moved/since/epoch_2.pth")
-            metrics = dict.fromkeys(METRICS, ap)
+            metrics = dict.fromkeys(COCO.keys, ap)
             ended.append((run, Record(True, metrics=metrics, iteration=ap, memory=1e3 * ap)))
     return study, ended
 
@@ -82,7 +82,7 @@ def log(folder, layers, ap):
         lines.append(dict(loss=3 / epoch, time=0.2, epoch=epoch, iter=epoch, step=epoch))
         figures = dict(mean=0.1 * epoch, p95=0.5, outside=0.125, mask_mean=0.5, mask_std=0.06)
         offsets = {f"offsets/conv{i}/{k}": v for i in range(layers) for k, v in figures.items()}
-        lines += [{**offsets, "step": epoch}, {METRICS["AP"]: ap * epoch / 2, "step": epoch}]
+        lines += [{**offsets, "step": epoch}, {COCO.keys["AP"]: ap * epoch / 2, "step": epoch}]
     path = folder / "20000101_000000" / "vis_data" / "scalars.json"
     path.parent.mkdir(parents=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -152,7 +152,7 @@ def test_markdown(page):
 
 def test_plots_have_the_spread_and_the_intervals(study):
     results = make_results(*study, {})
-    [axes] = plots._curves(results, "", "AP", "epoch", METRICS["AP"]).axes
+    [axes] = plots._curves(results, "", "AP", "epoch", COCO.keys["AP"]).axes
     lines = dict(zip(results.logs, zip(axes.lines, axes.collections, strict=True), strict=True))
     line, band = lines["6 layers, mdconv"]
     assert line.get_ydata() == pytest.approx([0.2505, 0.501])
@@ -169,8 +169,9 @@ def test_plots_have_the_spread_and_the_intervals(study):
 
 
 def test_a_difference_that_no_hundred_seeds_find(study):
-    cells = make_results(*study, {}).cells.assign(**{"seeds needed": float("inf")})
-    assert set(as_text(cells, cells.index[0])["seeds for 80 % power"]) == {">100"}
+    results = make_results(*study, {})
+    results.cells["seeds needed"] = float("inf")
+    assert set(as_text(results)["seeds for 80 % power"]) == {">100"}
 
 
 def test_one_seed_and_no_baseline(study, tmp_path):

@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 
 from .results import Results
-from .study import Run
+from .study import Run, is_classification
 
 SCORE = 0.5  # what is drawn has at least this
 
@@ -40,9 +40,11 @@ def make_pictures(results: Results) -> tuple[list[Slide], list[str]]:
     """Draw the first images of the evaluation set with what the study's `pictures['cells']` find.
 
     Of a cell it is the run with the lowest seed; without names it is the baseline and the cell with
-    the highest mean AP. Returns the pictures, and why a cell has none.
+    the highest mean AP. Returns the pictures, and why a cell has none. A classifier has none.
     """
     study, problems = results.study, []
+    if is_classification(study.config):
+        return [], []
     init_default_scope("mmdet")
     try:
         slides = _annotated(study.config.val_dataloader.dataset, study.pictures["images"])

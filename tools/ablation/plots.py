@@ -1,5 +1,6 @@
 """Figures of a study: what its parts gave, and how its runs trained."""
 
+import re
 from pathlib import Path
 
 import matplotlib
@@ -9,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .results import METRICS, Results, curve
+from .results import Results, curve
 
 # Okabe and Ito's without black and yellow: the colour-blind tell them apart.
 PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
@@ -29,18 +30,25 @@ STYLE = {
 
 
 def make_plots(results: Results, folder: Path) -> dict[str, Path]:
-    """Figures of what has finished: AP by layers, where these vary, AP by part, loss, AP by epoch.
+    """Figures of what has finished: the main metric by layers, where these vary, by part and by
+    epoch; and the loss.
 
     Returns their files in `folder`, by the figure's title.
     """
-    files, ap = {}, METRICS["AP"]
+    files, main = {}, results.study.metrics.main
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
         figures = {
-            "ap_by_layers": _by_layers(results),
-            "ap_by_part": _by_part(results),
+            f"{_slug(main)}_by_layers": _by_layers(results),
+            f"{_slug(main)}_by_part": _by_part(results),
             "loss": _curves(results, "Training loss", "loss", "iteration", "loss"),
-            "ap_by_epoch": _curves(results, "AP after each evaluation", "AP", "epoch", ap),
+            f"{_slug(main)}_by_epoch": _curves(
+                results,
+                f"{main} after each evaluation",
+                main,
+                "epoch",
+                results.study.metrics.keys[main],
+            ),
         }
         for name, figure in figures.items():
             if figure is not None:
@@ -53,6 +61,7 @@ def _by_layers(results: Results) -> Figure | None:
     """A line for each value of the other axes; a cell without deformable layers is on all that
     share its other settings.
     """
+    main = results.study.metrics.main
     cells = [c for c in results.study.cells if c.name in results.logs and "layers" in c.settings]
     others = {cell.name: dict(cell.settings) for cell in cells}
     counts = pd.Series({name: settings.pop("layers") for name, settings in others.items()})
@@ -60,7 +69,7 @@ def _by_layers(results: Results) -> Figure | None:
         return None
     lines = [settings for name, settings in others.items() if counts[name]]
     lines = [line for i, line in enumerate(lines) if line not in lines[:i]]
-    figure, axes = _figure("AP by the number of deformable layers", 3.4, len(lines))
+    figure, axes = _figure(f"{main} by the number of deformable layers", 3.4, len(lines))
     for i, line in enumerate(lines):
         names = [
             name
@@ -73,29 +82,30 @@ def _by_layers(results: Results) -> Figure | None:
         style = dict(color=PALETTE[i % 6], marker="osD^vP"[i % 6], markersize=5, capsize=3)
         style["linestyle"] = "-" if len(names) > 2 else "none"  # two points are no trend
         part = results.cells.loc[places.index]
-        axes.errorbar(places, part["AP"], part["AP std"], label=label or "deformable", **style)
+        axes.errorbar(places, part[main], part[f"{main} std"], label=label or "deformable", **style)
         runs = results.runs[results.runs["cell"].isin(names)]
-        axes.plot(runs["cell"].map(places), runs["AP"], ".", color=style["color"], alpha=0.4)
+        axes.plot(runs["cell"].map(places), runs[main], ".", color=style["color"], alpha=0.4)
     axes.set_xticks(sorted(set(counts)))
-    axes.set(xlabel="deformable layers", ylabel="AP (mean ± std, dots: seeds)")
+    axes.set(xlabel="deformable layers", ylabel=f"{main} (mean ± std, dots: seeds)")
     figure.legend(**LEGEND)
     return figure
 
 
 def _by_part(results: Results) -> Figure:
+    main = results.study.metrics.main
     cells, base = results.cells.loc[[*results.logs]], results.study.baseline.name
-    figure, axes = _figure("AP by part; dashed: the baseline", 1.3 + 0.34 * len(cells))
+    figure, axes = _figure(f"{main} by part; dashed: the baseline", 1.3 + 0.34 * len(cells))
     half, style = (cells["high"] - cells["low"]) / 2, dict(color=PALETTE[0])
-    axes.errorbar(cells["AP"], range(len(cells)), xerr=half, fmt="D", capsize=3, **style)
+    axes.errorbar(cells[main], range(len(cells)), xerr=half, fmt="D", capsize=3, **style)
     runs = results.runs[results.runs["cell"].isin(cells.index)]
-    axes.plot(runs["AP"], cells.index.get_indexer(runs["cell"]) + 0.25, ".", alpha=0.6, **style)
+    axes.plot(runs[main], cells.index.get_indexer(runs["cell"]) + 0.25, ".", alpha=0.6, **style)
     if base in cells.index:
-        axes.axvline(cells.loc[base, "AP"], color=BASELINE, linestyle="--", linewidth=1)
+        axes.axvline(cells.loc[base, main], color=BASELINE, linestyle="--", linewidth=1)
     axes.set_yticks(range(len(cells)), cells.index.map(_short))
     axes.invert_yaxis()
     axes.xaxis.set_major_locator(MaxNLocator(5))
     bars = "bars: against the baseline, family-wise 95 %\n(Dunnett, pooled variance of all cells)"
-    axes.set_xlabel(f"AP (diamond: mean, dots: seeds)\n{bars}")
+    axes.set_xlabel(f"{main} (diamond: mean, dots: seeds)\n{bars}")
     return figure
 
 
@@ -115,6 +125,10 @@ def _curves(results: Results, title: str, y: str, x: str, key: str) -> Figure:
     axes.set(xlabel=x, ylabel=f"{y}, mean ± std over seeds")
     figure.legend(**LEGEND)
     return figure
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"\W+", "_", name.lower())
 
 
 def _short(name: str, length: int = 26) -> str:

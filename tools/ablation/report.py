@@ -21,15 +21,15 @@ OFFSETS = (
     "samples that lie outside, and mean ± standard deviation of its masks Δm."
 )
 READING = (
-    "AP is COCO's, from 0 to 1, after the last epoch: mean ± standard deviation over seeds. "
-    "Difference is to the baseline, {}; its interval is family-wise 95 % (Dunnett, pooled variance "
-    "of all cells): with 95 % confidence, all intervals of the table hold at once, that of the "
-    "best cell included, although chance flatters a mean that is picked as the highest. Cells with "
-    "fewer than two finished seeds are not compared. Seeds for 80 % power are how many per cell "
-    "find a true difference as large as the one seen four times in five (two-sided, family-wise 5 "
-    "%, pooled standard deviation, Šidák's bound on Dunnett's critical value, which errs towards "
-    "more seeds). × is relative to the baseline. GFLOPs are 1e9 multiply-adds of one image in "
-    "inference; memory is training's peak, of the GPU or the process."
+    "{meaning}, after the last epoch: mean ± standard deviation over seeds. Difference is in "
+    "{main} to the baseline, {baseline}; its interval is family-wise 95 % (Dunnett, pooled "
+    "variance of all cells): with 95 % confidence, all intervals of the table hold at once, that "
+    "of the best cell included, although chance flatters a mean that is picked as the highest. "
+    "Cells with fewer than two finished seeds are not compared. Seeds for 80 % power are how many "
+    "per cell find a true difference as large as the one seen four times in five (two-sided, "
+    "family-wise 5 %, pooled standard deviation, Šidák's bound on Dunnett's critical value, which "
+    "errs towards more seeds). × is relative to the baseline. GFLOPs are 1e9 multiply-adds of one "
+    "image in inference; memory is training's peak, of the GPU or the process."
 )
 
 
@@ -51,13 +51,15 @@ def write_report(results: Results, folder: Path, command: str, machine: dict[str
             f"{results.study.path}: no run has finished yet, there is nothing to report"
             + "".join(f"\n{run.name}: {record.error}" for run, record in failed)
         )
-    baseline = results.study.baseline.name
+    study = results.study
     content = dict(
-        title=results.study.title,
+        title=study.title,
         lead=_lead(results),
         facts=_facts(results, command, machine),
-        table=as_text(results.cells, baseline),
-        reading=READING.format(baseline),
+        table=as_text(results),
+        reading=READING.format(
+            meaning=study.metrics.meaning, main=study.metrics.main, baseline=study.baseline.name
+        ),
         plots=make_plots(results, folder / "plots"),
         layers={cell: found for cell, each in results.logs.items() if len(found := _layers(each))},
         offsets=OFFSETS,
@@ -71,7 +73,7 @@ def write_report(results: Results, folder: Path, command: str, machine: dict[str
     page = jinja2.Template(source, autoescape=True, trim_blocks=True).render(
         content,
         base64=lambda data: base64.b64encode(data).decode(),
-        baseline=baseline,
+        baseline=study.baseline.name,
         cells=results.cells,
         waiting=[run.name for run, record in results.ended if record.state == "waiting"],
         **dict(slides=slides, problems=problems, score=SCORE, log=LOG),
@@ -104,14 +106,14 @@ def _facts(results: Results, command: str, machine: dict[str, object]) -> dict[s
 
 def summary(results: Results) -> str:
     """The main finding and the table, as Markdown."""
-    table = as_text(results.cells, results.study.baseline.name)
-    return f"{_lead(results)}\n\n{to_markdown(table)}"
+    return f"{_lead(results)}\n\n{to_markdown(as_text(results))}"
 
 
 def _lead(results: Results) -> str:
     best, base, cells = results.best, results.study.baseline.name, results.cells
-    difference, interval = as_text(cells, base).loc[best.name, ["difference", INTERVAL]]
-    text = f"Highest mean AP: {best['AP']:.3f}, {best.name}"
+    metrics = results.study.metrics
+    difference, interval = as_text(results).loc[best.name, ["difference", INTERVAL]]
+    text = f"Highest mean {metrics.text(best[metrics.main], ': ')}, {best.name}"
     if interval:
         text += f" ({difference} to the baseline, {INTERVAL} {interval})"
     elif difference:
@@ -162,28 +164,31 @@ def _code(text: str) -> str:
     return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
-def as_text(cells: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """The table of `cells` to read; what is not known is empty."""
+def as_text(results: Results) -> pd.DataFrame:
+    """The table of cells to read; what is not known is empty."""
+    cells, baseline = results.cells, results.study.baseline.name
+    main, *others = results.study.metrics.keys
+    digits = results.study.metrics.digits
 
     def spread(metric: str) -> pd.Series:
-        std = formatted(cells[f"{metric} std"], " ± {:.3f}")
-        return formatted(cells[metric], "{:.3f}") + std
+        std = formatted(cells[f"{metric} std"], f" ± {{:.{digits}f}}")
+        return formatted(cells[metric], f"{{:.{digits}f}}") + std
 
     def cost(key: str, form: str, unit: float = 1) -> pd.Series:
         relative = formatted(cells[key] / cells.loc[baseline, key], " (×{:.2f})")
         return formatted(cells[key] / unit, form) + relative.where(cells.index != baseline, "")
 
     needed = cells["seeds needed"]
-    low, high = formatted(cells["low"], "{:+.3f} to "), formatted(cells["high"], "{:+.3f}")
+    signed = f"{{:+.{digits}f}}"
+    low, high = formatted(cells["low"], f"{signed} to "), formatted(cells["high"], signed)
     failed = formatted(cells["failed"].where(cells["failed"] > 0), " ({:.0f} failed)")
     columns = {
         "seeds": formatted(cells["finished"], "{:.0f}") + failed,
-        "AP": spread("AP"),
-        "difference": formatted(cells["difference"], "{:+.3f}"),
+        main: spread(main),
+        "difference": formatted(cells["difference"], signed),
         INTERVAL: low + high,
         "seeds for 80 % power": formatted(needed, "{:.0f}").replace("inf", f">{MOST}"),
-        "AP50": spread("AP50"),
-        "AP75": spread("AP75"),
+        **{other: spread(other) for other in others},
         "params (M)": cost("parameters", "{:.2f}", 1e6),
         "GFLOPs": cost("gflops", "{:.2f}"),
         "s / iteration": cost("seconds_per_iteration", "{:#.3g}"),

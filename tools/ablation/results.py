@@ -14,13 +14,12 @@ from .intervals import compare
 from .study import Run, Study, StudyError
 
 RECORD = "run.json"
-METRICS = {"AP": "coco/bbox_mAP", "AP50": "coco/bbox_mAP_50", "AP75": "coco/bbox_mAP_75"}
 COSTS = ["seconds_per_iteration", "memory_mb", "parameters", "gflops"]
 
 
 @dataclass
 class Record:
-    """How a run ended. AP in 0..1 of the last epoch, memory in MB."""
+    """How a run ended. Metrics of the last epoch, memory in MB."""
 
     finished: bool = False
     error: str = ""
@@ -51,7 +50,7 @@ def read_record(run: Run) -> Record:
     path = run.folder / RECORD
     try:
         record = Record(**json.loads(path.read_text(encoding="utf-8")))
-        if record.finished and not record.metrics.keys() >= METRICS.keys():
+        if record.finished and not record.metrics.keys() >= run.metrics.keys.keys():
             raise ValueError("a metric is missing")
         return record
     except FileNotFoundError:  # tools/ablate.py may have stopped before it
@@ -103,8 +102,8 @@ def collect(run: Run) -> Record:
         StudyError: its logs lack the evaluation of the last epoch.
     """
     log, epochs = read_log(run.folder), run.content.train_cfg.max_epochs
-    curves = {name: curve(log, key) for name, key in METRICS.items()}
-    last = curves["AP"].last_valid_index() or 0
+    curves = {name: curve(log, key) for name, key in run.metrics.keys.items()}
+    last = min(values.last_valid_index() or 0 for values in curves.values())
     if last != epochs or "loss" not in log:
         what = f"the evaluation of epoch {epochs}, the last one is of {last:.0f}"
         raise StudyError(f"{run.folder}: its logs lack {what}")
@@ -119,14 +118,15 @@ def collect(run: Run) -> Record:
 
 @dataclass
 class Results:
-    """A study with what its runs showed. AP in 0..1, seconds, MB; unknown is NaN.
+    """A study with what its runs showed. Seconds, MB; unknown is NaN.
 
     `runs` has a line per run: its cell, the cell's settings, seed, `state` (finished, failed or
-    waiting), `METRICS`, `COSTS` and what else belongs into results.csv.
+    waiting), the study's metrics, `COSTS` and what else belongs into results.csv.
 
-    `cells` has a line per cell, by name: how many runs `finished` and `failed`; of each of METRICS
-    the mean over seeds and, as `AP std`, the standard deviation; the medians of COSTS; and
-    `difference` in mean AP to the baseline with what `compare` says of it, none for the baseline.
+    `cells` has a line per cell, by name: how many runs `finished` and `failed`; of each metric the
+    mean over seeds and, as `NAME std`, the standard deviation; the medians of COSTS; and
+    `difference` in the mean of the main metric to the baseline with what `compare` says of it, none
+    for the baseline.
     """
 
     study: Study
@@ -136,13 +136,14 @@ class Results:
     @cached_property
     def cells(self) -> pd.DataFrame:
         names, base = self.study.names, self.study.baseline.name
+        metrics, main = [*self.study.metrics.keys], self.study.metrics.main
         by_cell = self.runs[self.runs["state"] == "finished"].groupby("cell")
-        means, spreads = by_cell[[*METRICS]].mean(), by_cell[[*METRICS]].std().add_suffix(" std")
+        means, spreads = by_cell[metrics].mean(), by_cell[metrics].std().add_suffix(" std")
         cells = means.join([spreads, by_cell[COSTS].median()]).reindex(pd.Index(names, name="cell"))
         counts = pd.crosstab(self.runs["cell"], self.runs["state"]).reindex(names)
         cells[["finished", "failed"]] = counts.reindex(columns=["finished", "failed"]).fillna(0)
-        cells["difference"] = (cells["AP"] - cells.loc[base, "AP"]).where(cells.index != base)
-        return cells.join(compare({name: [*values] for name, values in by_cell["AP"]}, base))
+        cells["difference"] = (cells[main] - cells.loc[base, main]).where(cells.index != base)
+        return cells.join(compare({name: [*values] for name, values in by_cell[main]}, base))
 
     def finished(self, cell: str) -> list[Run]:
         return [run for run, r in self.ended if r.finished and run.cell.name == cell]
@@ -155,8 +156,8 @@ class Results:
 
     @property
     def best(self) -> pd.Series:
-        """The cell with the highest mean AP."""
-        return self.cells.loc[self.cells["AP"].idxmax()]
+        """The cell with the highest mean of the main metric."""
+        return self.cells.loc[self.cells[self.study.metrics.main].idxmax()]
 
 
 def make_results(
@@ -170,9 +171,10 @@ def make_results(
         line |= complexity.get(run.cell.name, {}) | record.metrics
         line |= {"seconds_per_iteration": record.iteration, "memory_mb": record.memory}
         lines.append({**line, **asdict(record), "state": record.state})
-    columns = ["cell", *axes, "seed", "state", *METRICS, *COSTS, "seconds", "folder", "error"]
+    figures = [*study.metrics.keys, *COSTS, "seconds"]
+    columns = ["cell", *axes, "seed", "state", *figures, "folder", "error"]
     runs = pd.DataFrame(lines, columns=columns)
-    runs[[*METRICS, *COSTS, "seconds"]] = runs[[*METRICS, *COSTS, "seconds"]].astype(float)
+    runs[figures] = runs[figures].astype(float)
     runs = runs.sort_values("cell", key=pd.Index(study.names).get_indexer, kind="stable")
     return Results(study, ended, runs)
 
@@ -184,7 +186,7 @@ def read_results(study: Study, path: Path) -> Results:
         StudyError: it is none, no run in it has finished, or one is in it twice.
     """
     try:
-        runs = pd.read_csv(path).astype(dict.fromkeys([*METRICS, *COSTS], float))
+        runs = pd.read_csv(path).astype(dict.fromkeys([*study.metrics.keys, *COSTS], float))
         right = {*runs["cell"]} <= {*study.names} and (runs["state"] == "finished").any()
         right &= not runs.duplicated(["cell", "seed"]).any()
     except (ValueError, KeyError):

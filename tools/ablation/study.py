@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from mmengine.config import Config
 from dcn import LAYERS
 
 KEYS = {"title": str, "base": str, "axes": dict, "rows": list, "seeds": list}
-KEYS |= dict.fromkeys(("baseline", "options", "pictures"), dict)
+KEYS |= dict.fromkeys(("baseline", "metrics", "options", "pictures"), dict)
 CHOICES = {
     "conv": tuple(LAYERS),
     "pool": ("roipool", "align", "dpool", "mdpool"),
@@ -32,6 +32,37 @@ OWN = ("randomness.seed", "work_dir", "resume")  # set by tools/ablate.py itself
 
 class StudyError(EngineError):
     """A study that cannot be run as it is."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What is measured after the last epoch.
+
+    Args:
+        keys: what is logged, by the column's name; the first is what cells are compared by.
+        digits: of a value, behind the point.
+        meaning: a sentence for the report.
+    """
+
+    keys: dict[str, str]
+    digits: int
+    meaning: str
+
+    @property
+    def main(self) -> str:
+        return next(iter(self.keys))
+
+    def text(self, value: float, sign: str = " ") -> str:
+        """The main metric with its name."""
+        return f"{self.main}{sign}{value:.{self.digits}f}"
+
+
+COCO = Metrics(
+    {"AP": "coco/bbox_mAP", "AP50": "coco/bbox_mAP_50", "AP75": "coco/bbox_mAP_75"},
+    3,
+    "AP is COCO's, from 0 to 1",
+)
+ACCURACY = Metrics({"top-1": "accuracy/top1"}, 2, "Accuracies are in percent of the images")
 
 
 @dataclass(frozen=True)
@@ -56,6 +87,7 @@ class Run:
     folder: Path  # of tools/train.py: logs and checkpoints
     config: Path  # that tools/train.py is given
     content: Config  # of that file
+    metrics: Metrics  # that it logs
 
     @property
     def name(self) -> str:
@@ -92,8 +124,10 @@ class Study:
       with an optional `name`. With both, every row is combined with every point of the axes;
     - `seeds`: a list of ints;
     - optionally `title`; `baseline`, the settings of the cell that the others are compared with
-      (the first cell if not given); `options`, keys of the config that hold for every cell; and
-      `pictures`, for the report: `cells`, a list of cell names, and `images`, how many.
+      (the first cell if not given); `metrics`, what is logged by the name that a column gets, the
+      first of which cells are compared by (the default is COCO's AP, or of a classifier the
+      accuracy); `options`, keys of the config that hold for every cell; and `pictures`, for the
+      report: `cells`, a list of cell names, and `images`, how many.
     """
 
     path: Path
@@ -102,6 +136,7 @@ class Study:
     cells: tuple[Cell, ...]
     seeds: tuple[int, ...]
     baseline: Cell
+    metrics: Metrics
     options: dict[str, Any]
     config: Config  # the base with the options
     pictures: dict[str, Any]
@@ -151,7 +186,10 @@ class Study:
         whole = type(pictures["images"]) is int
         _require(whole, f"pictures: images: expected a number, got {pictures['images']!r}")
         title = content.get("title", path.stem)
-        study = cls(path, title, base, cells, tuple(seeds), found[0], options, config, pictures)
+        metrics = _metrics(content, config)
+        study = cls(
+            path, title, base, cells, tuple(seeds), found[0], metrics, options, config, pictures
+        )
         if unknown := [name for name in pictures["cells"] if name not in study.names]:
             raise StudyError(f"pictures: no cell is named {unknown[0]!r}; there are {study.names}")
         return study
@@ -167,13 +205,27 @@ class Study:
             config = copy.deepcopy(cell.config)
             config.merge_from_dict({"randomness.seed": seed})
             path = folder / "configs" / f"{cell.folder}_seed-{seed}.py"
-            runs.append(Run(cell, seed, folder / cell.folder / f"seed-{seed}", path, config))
+            own = folder / cell.folder / f"seed-{seed}"
+            runs.append(Run(cell, seed, own, path, config, self.metrics))
         return runs
 
 
 def _require(right: Any, message: str) -> None:
     if not right:
         raise StudyError(message)
+
+
+def is_classification(config: Config) -> bool:
+    """Whether it is evaluated by its accuracy."""
+    return config.get("val_evaluator", {}).get("type") == "Accuracy"
+
+
+def _metrics(content: dict[str, Any], config: Config) -> Metrics:
+    of_base = ACCURACY if is_classification(config) else COCO
+    own = content.get("metrics", of_base.keys)
+    right = own and all(isinstance(key, str) for key in own.values())
+    _require(right, f"metrics: expected what is logged by name, got {own!r}")
+    return replace(of_base, keys=own)
 
 
 def _cells(content: dict[str, Any], config: Config) -> tuple[Cell, ...]:
@@ -237,6 +289,8 @@ def _options(axis: str, value: Any, own: Config) -> dict[str, Any]:
             return {"model.backbone.deform": {"layers": None, "stages": None, axis: value}}
         case "conv":
             return {"model.backbone.deform.conv": value}
+        case "pool" | "mimic" if "roi_head" not in own.model:
+            raise StudyError(f"{axis}: the base is no two-stage detector")
         case "pool":
             head = own.model.roi_head
             return {f"model.roi_head.{k}.pool": value for k in head if "extractor" in k}

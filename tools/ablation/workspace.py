@@ -79,7 +79,8 @@ class Workspace:
         lines, left = [], []
         for run, record in results.ended:
             if record.finished:
-                state = f"finished, AP {record.metrics['AP']:.3f}"
+                value = record.metrics[self.study.metrics.main]
+                state = f"finished, {self.study.metrics.text(value)}"
             else:
                 state = "interrupted" if any(run.folder.glob("*.pth")) else "waiting"
                 state = f"failed ({record.error})" if record.error else state
