@@ -1,4 +1,6 @@
-"""A classifier of whole images, to pre-train a detector's backbone."""
+"""A classifier of whole images."""
+
+import re
 
 import torch
 import torch.nn.functional as F
@@ -12,19 +14,20 @@ from torch import Tensor, nn
 class ImageClassifier(BaseModel):
     """A backbone, global average pooling of its last feature map, and a linear layer.
 
-    A detector takes the backbone's weights by `backbone.init_cfg=dict(type='Pretrained',
-    checkpoint=FILE, prefix='backbone.')`.
+    It pre-trains backbones and compares layers. A detector takes the backbone's weights by
+    `backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE, prefix='backbone.')`.
 
     Args:
         backbone: config of a module that returns its feature maps as a sequence.
         in_channels: channels of the last one.
         num_classes: at least 2.
+        frozen: a regular expression; parameters that it finds in their names are not trained.
         data_preprocessor: config, as of every mmengine model.
         init_cfg: as of every mmengine module.
 
     Raises:
-        ValueError: `in_channels` or `num_classes` is out of range; in the forward pass, another
-            `mode`, or the backbone has another number of channels.
+        ValueError: `in_channels` or `num_classes` is out of range, or `frozen` finds no name; in
+            the forward pass, another `mode`, or the backbone has another number of channels.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class ImageClassifier(BaseModel):
         backbone: dict,
         in_channels: int,
         num_classes: int,
+        frozen: str | None = None,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
@@ -45,6 +49,12 @@ class ImageClassifier(BaseModel):
         self.num_classes = num_classes
         self.backbone = MODELS.build(backbone)
         self.head = nn.Linear(in_channels, num_classes)
+        if frozen is not None:
+            found = [p for name, p in self.named_parameters() if re.search(frozen, name)]
+            if not found:
+                raise ValueError(f"frozen: no parameter has a name with {frozen!r}")
+            for parameter in found:
+                parameter.requires_grad = False
 
     def forward(
         self,
@@ -52,7 +62,7 @@ class ImageClassifier(BaseModel):
         data_samples: list[BaseDataElement] | None = None,
         mode: str = "tensor",
     ) -> Tensor | dict[str, Tensor] | list[BaseDataElement]:
-        """Classify normalised images [N, 3, H, W].
+        """Classify normalised images [N, C, H, W].
 
         Args:
             data_samples: one per image; 'loss' needs their `gt_label`, 'predict' sets their

@@ -1,0 +1,25 @@
+# The article's plain network on scikit-learn's digits: no download, half a minute.
+_base_ = "./cnn_10e_mnist.py"
+
+train_dataloader = dict(dataset=dict(type="SmallDigits"))
+val_dataloader = dict(
+    dataset=dict(
+        datasets=[
+            dict(
+                type="SmallDigits",
+                train=False,
+                group="regular",
+                test_mode=True,
+                pipeline=[{{_base_.load}}],
+            ),
+            dict(
+                type="SmallDigits",
+                train=False,
+                group="zoomed",
+                test_mode=True,
+                pipeline=[{{_base_.same_zoom}}, {{_base_.load}}],
+            ),
+        ]
+    )
+)
+test_dataloader = val_dataloader
