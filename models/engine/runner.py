@@ -297,8 +297,10 @@ class Runner(mmengine.runner.Runner):
                 f"has {length} here: counting goes on from {loop.epoch * length}"
             )
             loop._iter = loop.epoch * length
-        if asked and not self._has_schedule:
+        if any(asked) and not self._has_schedule:
             self._follow_schedule("the checkpoint holds no param_schedulers")
+        elif self._has_schedule and not any(asked):
+            self._follow_schedule("the config has no param_scheduler")
         elif asked != [places(schedulers) for schedulers in self._schedulers()]:
             self._follow_schedule("the schedule is another than the checkpoint's")
         # the checkpoint may bring another seed, and the sampler was built before it
@@ -319,7 +321,7 @@ class Runner(mmengine.runner.Runner):
         """
         before = self.optim_wrapper.param_groups[0]["lr"]
         reset(self.optim_wrapper)
-        self.param_schedulers = self.build_param_scheduler(self._schedule)
+        self.param_schedulers = self.build_param_scheduler(self._schedule or [])
         for schedulers in self._schedulers():
             advance(schedulers, self.iter, len(self.train_dataloader))
         after = self.optim_wrapper.param_groups[0]["lr"]

@@ -277,6 +277,18 @@ def test_a_checkpoint_without_schedulers_goes_on_at_the_rate_of_the_schedule(edi
     assert "the checkpoint holds no param_schedulers" in Path(runner.logger._log_file).read_text()
 
 
+def test_without_a_schedule(tmp_path):
+    """It resumes, and from a run with a schedule it goes on at the config's own rate."""
+    expected, runner = train(tmp_path / "whole", epochs=3, schedule=None)
+    train(tmp_path / "a", epochs=2, schedule=None)
+    losses, _ = train(tmp_path / "a", epochs=3, schedule=None, resume=True)
+    assert losses == expected
+    train(tmp_path / "b", epochs=2)
+    _, other = train(tmp_path / "b", epochs=3, schedule=None, resume=True)
+    assert other.optim_wrapper.get_lr() == runner.optim_wrapper.get_lr()
+    assert "the config has no param_scheduler" in Path(other.logger._log_file).read_text()
+
+
 def test_a_checkpoint_holds_plain_values_only(tmp_path):
     train(tmp_path, epochs=1, validate=True)
     for path in tmp_path.glob("*.pth"):

@@ -1,0 +1,15 @@
+# ResNet-50-DW, a quarter as wide; layers of dcn.LAYERS take the place of its depthwise convolutions:
+# --cfg-options model.backbone.deform.layers=3 model.backbone.deform.conv=dk_local
+_base_ = "./resnet18_digit-crops.py"
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type="ResNet50DW",
+        base_channels=16,
+        frozen_stages=-1,
+        norm_cfg=dict(type="BN", requires_grad=True),
+        norm_eval=False,
+    ),
+    in_channels=512,
+)

@@ -1,0 +1,13 @@
+# The paper on deformable kernels says that they and deformable convolutions complement each other:
+# in place of six depthwise convolutions of an EfficientNet-Lite0, from ImageNet weights.
+title = "Playing cards: the family"
+base = "../cards/faster-rcnn_lite0_fpn_8e_cards.py"
+rows = [dict(layers=0)]
+rows += [dict(layers=6, conv=conv) for conv in ("mdconv", "dk_local", "dk_mdconv", "condconv")]
+seeds = [0, 1, 2]
+options = {
+    "train_cfg.val_interval": 1,
+    "train_dataloader.dataset.pipeline.2.scale": (256, 192),
+    "val_dataloader.dataset.pipeline.1.scale": (256, 192),
+    "test_dataloader.dataset.pipeline.1.scale": (256, 192),
+}
