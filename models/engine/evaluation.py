@@ -25,9 +25,12 @@ def evaluate(cfg, out=None, show_dir=None, show_score_thr=0.3, amp=None):
         dict: The metrics.
 
     Raises:
-        EngineError: ``out`` is given and ``cfg.test_evaluator`` has no CocoMetric.
+        EngineError: ``out`` is given and ``cfg.test_evaluator`` has no CocoMetric, or ``show_dir``
+            and the model is a classifier.
     """
     cfg.resume = False
+    if show_dir is not None and cfg.model.type == "ImageClassifier":
+        raise EngineError("--show-dir: pictures are of detections, and this model is a classifier")
     if show_dir is not None:
         cfg.default_hooks.visualization = {
             "type": "DetVisualizationHook",

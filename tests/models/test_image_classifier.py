@@ -5,6 +5,7 @@ import torch
 from dcndet.data.digits import make_crops
 from dcndet.models.classifiers import ImageClassifier
 from dcndet.models.engine import EngineError, Runner
+from dcndet.models.engine.evaluation import evaluate
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -144,6 +145,12 @@ def test_its_checkpoint_is_evaluated_and_resumed(crops, checkpoint, tmp_path):
     runner = Runner.from_cfg(config)
     runner.train()
     assert runner.iter == 16
+
+
+def test_pictures_of_it_are_refused(crops, checkpoint, tmp_path):
+    config = training(crops, tmp_path, load_from=str(checkpoint))
+    with pytest.raises(EngineError, match="--show-dir: .* is a classifier"):
+        evaluate(config, show_dir=tmp_path / "pictures")
 
 
 def test_another_number_of_classes_is_refused(crops, tmp_path):
