@@ -1,4 +1,4 @@
-# ResNet-50-DW, a quarter as wide; layers of dcn.LAYERS take the place of its depthwise convolutions:
+# ResNet-50-DW, a quarter as wide. Layers of dcn.LAYERS replace its depthwise convolutions:
 # --cfg-options model.backbone.deform.layers=3 model.backbone.deform.conv=dk_local
 _base_ = "./resnet18_digit-crops.py"
 

@@ -149,7 +149,7 @@ def test_its_checkpoint_is_evaluated_and_resumed(crops, checkpoint, tmp_path):
 
 def test_pictures_of_it_are_refused(crops, checkpoint, tmp_path):
     config = training(crops, tmp_path, load_from=str(checkpoint))
-    with pytest.raises(EngineError, match="--show-dir: .* is a classifier"):
+    with pytest.raises(EngineError, match=r"--show-dir: .* is a classifier"):
         evaluate(config, show_dir=tmp_path / "pictures")
 
 
