@@ -21,17 +21,21 @@ def style() -> Iterator[None]:
         yield
 
 
-def panels(rows: int, columns: int, image: np.ndarray, width: float = 3.2) -> tuple[Figure, list]:
+def panels(
+    rows: int, columns: int, image: np.ndarray, width: float = 3.2, bars: int | None = None
+) -> tuple[Figure, list]:
     """A figure of rows × columns axes for pictures of the shape of `image`.
 
     Args:
         width: of one picture, in inches.
+        bars: colour bars in a row; by default one for each picture.
 
     Returns:
         The figure and its axes, row by row.
     """
     height = max(width * image.shape[0] / image.shape[1], 0.5)
-    size = (columns * (width + 0.7), rows * (height + 0.35))  # room for colour bars and titles
+    bars = columns if bars is None else bars
+    size = (columns * (width + 0.1) + bars * 0.6, rows * (height + 0.35))  # 0.35: for titles
     figure = Figure(size, dpi=DPI, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False).ravel().tolist()
 
@@ -47,6 +51,11 @@ def show(axes: Axes, image: np.ndarray, title: str = "") -> None:
     axes.set_ylim(height - 0.5, -0.5)
     axes.set_axis_off()
     axes.set_title(title)
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """An image, uint8 [H, W, 3] RGB, without its colours, for others to lie on."""
+    return np.asarray(Image.fromarray(image).convert("L").convert("RGB"))
 
 
 def rendered(figure: Figure) -> np.ndarray:

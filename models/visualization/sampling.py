@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -127,32 +127,42 @@ def sampling_points(
     return _of_position(view, {name: seen[name][0][0] for name in stack}, at)
 
 
-def chosen_layer(model: nn.Module, layers: Mapping[str, nn.Module], name: str | None) -> str:
+def chosen_layer(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    name: str | None,
+    sampled: Collection[str] = ("map", "rois"),
+) -> str:
     """`name`, or that of the backbone's last deformable convolution.
 
+    Args:
+        model: for messages.
+        layers: its deformable layers.
+        sampled: what their samples may lie in, see `Deformable.sampled`.
+
     Raises:
-        EngineError: there is no such layer, or it has no points on the image.
+        EngineError: there is no such layer, or its samples lie in something else.
     """
     if not layers:
         kind = type(getattr(model, "backbone", model)).__name__
         raise EngineError(f"the model has no deformable layers; its backbone is a {kind}")
-    on_image = [n for n, module in layers.items() if module.sampled != "scope"]
-    known = f"those that have: {', '.join(on_image)}" if on_image else "and so do all others"
-    if name is None and not on_image:
-        name = [*layers][-1]
-    if name is None:
-        convolutions = [n for n in on_image if layers[n].sampled == "map"]
-        own = [n for n in convolutions if n.startswith("backbone.")]
-        return (own or convolutions or on_image)[-1]
-    if name not in layers:
+    if name is not None and name not in layers:
         raise EngineError(f"layer: no deformable layer {name}; there are {', '.join(layers)}")
-    if name not in on_image:
-        kind = type(layers[name]).__name__
-        raise EngineError(
-            f"layer: {name} ({kind}) moves points in the scope of its kernels and has none on the "
-            f"image; {known}"
-        )
-    return name
+    fit = [n for n, module in layers.items() if module.sampled in sampled]
+    if name in fit:
+        return name
+    if name is None and fit:
+        convolutions = [n for n in fit if layers[n].sampled == "map"]
+        own = [n for n in convolutions if n.startswith("backbone.")]
+        return (own or convolutions or fit)[-1]
+    wrong = name or [*layers][-1]
+    where = {
+        "map": "samples the map before it",
+        "rois": "samples RoIs",
+        "scope": "moves points in the scope of its kernels and has none on the image",
+    }[layers[wrong].sampled]
+    others = f"layers that can be shown: {', '.join(fit)}" if fit else "there is no other kind"
+    raise EngineError(f"layer: {wrong} ({type(layers[wrong]).__name__}) {where}; {others}")
 
 
 def _stack(layers: Mapping[str, nn.Module], last: str, depth: int) -> list[str]:
@@ -167,7 +177,7 @@ def _stack(layers: Mapping[str, nn.Module], last: str, depth: int) -> list[str]:
     return names[::-1][:depth]
 
 
-def _stacked(samples: Samples) -> Tensor:
+def stacked(samples: Samples) -> Tensor:
     """x, y, mask, rest_x, rest_y: [5, n, groups, points, rows, columns], on the CPU."""
     mask = samples.y.new_ones(1) if samples.mask is None else samples.mask
     parts = (samples.x, samples.y, mask, samples.rest_x, samples.rest_y)
@@ -178,7 +188,7 @@ class _Field:
     """A layer's samples of one image, to be read between output positions."""
 
     def __init__(self, samples: Samples) -> None:
-        maps = _stacked(samples)[:, 0].flatten(1, 2)  # [5, G·K, rows, columns]
+        maps = stacked(samples)[:, 0].flatten(1, 2)  # [5, G·K, rows, columns]
         self.moved, rest = maps[:3], maps[3:]
         self.size = tuple(maps.shape[2:])
         self.low, self.high = (torch.tensor(bound[::-1]) for bound in (samples.low, samples.high))
@@ -263,7 +273,7 @@ def _of_rois(
     scale = torch.tensor(view.scale)
     rois = torch.cat([rois[:, 1:].float().cpu() for _, rois in calls]) / scale.repeat(2)
     best = box_iou(torch.from_numpy(boxes), rois).argmax(1).unique_consecutive()
-    bins = torch.cat([_stacked(samples) for samples, _ in calls], 1)[:, best].flatten(1)
+    bins = torch.cat([stacked(samples) for samples, _ in calls], 1)[:, best].flatten(1)
     x, y, weight, rest_x, rest_y = bins.numpy()
     x, rest_x = (t / view.scale[0] - 0.5 for t in (x, rest_x))
     y, rest_y = (t / view.scale[1] - 0.5 for t in (y, rest_y))
@@ -291,6 +301,8 @@ def draw_points(points: SamplingPoints) -> np.ndarray:
         & (points.y <= height - 0.5)
     )
     count = f"{len(points.x)} points"
+    if len(points.x) < points.total:
+        count = f"{len(points.x)} of {points.total} points"
     if outside.any():
         count += f", {outside.sum()} outside"
     title = " ← ".join(_short(name) for name in points.layers) + f"\n{count}"
@@ -318,6 +330,7 @@ def draw_points(points: SamplingPoints) -> np.ndarray:
             area * np.maximum(strength[order] / largest, 0.05),
             points.weight[order],
             cmap="inferno",
+            vmin=min(0, points.weight.min(initial=0)),
             edgecolors="black",
             linewidths=0.3,
             zorder=3,
