@@ -139,9 +139,9 @@ def positive(text):
 
 
 def title(config, checkpoint, taken):
-    """The config's name, and the checkpoint where networks of one config are compared."""
-    name = Path(config).stem
-    return f"{name}\n{checkpoint}" if name in taken else name
+    """The config's name, with the checkpoint's where networks of one config are compared."""
+    name, path = Path(config).stem, Path(checkpoint)
+    return f"{name}: {path.parent.name}/{path.stem}" if name in taken else name
 
 
 if __name__ == "__main__":

@@ -179,10 +179,12 @@ def draw_on_object(summary: pd.DataFrame, comparisons: int, confidence: float = 
         "offsets_weighted": ("with offsets, weighted by Δm", "#d55e00", "D"),
     }
     with style():
-        figure = Figure((6.4, 1.3 + 0.25 * len(names)), dpi=DPI, layout="constrained")
+        figure = Figure((6.4, 1.45 + 0.25 * len(names)), dpi=DPI, layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for name, (label, colour, marker) in looks.items():
-            left.scatter(100 * summary[name], y, 18, colour, marker, label=label, zorder=3)
+            left.scatter(
+                100 * summary[name], y, s=18, color=colour, marker=marker, label=label, zorder=3
+            )
         for shift, name in ((-0.12, "offsets"), (0.12, "offsets_weighted")):
             gain, low, high = (
                 100 * summary[f"{name}_{part}"].to_numpy() for part in ("gain", "low", "high")
@@ -193,9 +195,11 @@ def draw_on_object(summary: pd.DataFrame, comparisons: int, confidence: float = 
         right.axvline(0, color="#1f2328", lw=0.8)
         left.set(yticks=y, yticklabels=names, xlabel="points on the object [%]")
         left.invert_yaxis()
-        right.set_xlabel(
-            f"difference to the regular grid [percentage points]\n{confidence:.0%} intervals over "
-            f"images, for {comparisons} comparisons (Bonferroni)"
+        right.set_xlabel("difference to the regular grid [percentage points]")
+        figure.supxlabel(
+            f"Intervals over images; all {comparisons} hold together at {confidence:.0%} "
+            "(bootstrap, Bonferroni).",
+            fontsize=7,
         )
         for axis in (left, right):
             axis.grid(alpha=0.25)

@@ -221,7 +221,7 @@ def draw_receptive_fields(fields: Mapping[str, ReceptiveField]) -> np.ndarray:
             text = f"area {field.area:.0f} px², radius {field.radius:.1f} px"
             if field.inside is not None:
                 text += f", {field.inside:.0%} in the box"
-            show(axis, grey(field.image), f"{title}\n{text}")
+            show(axis, grey(field.image), title.replace(": ", ":\n") + f"\n{text}")
             relative = field.field / field.field.max()
             drawn = axis.imshow(
                 relative,

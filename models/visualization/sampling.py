@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MAX_POINTS = 20_000
 MAX_ROIS = 3
 MIN_SCORE = 0.3  # of the detections whose RoIs are shown
+MIN_IOU = 0.5  # of such an RoI with its detection: levels can have layers of their own
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,7 +273,12 @@ def _of_rois(
 ) -> SamplingPoints:
     scale = torch.tensor(view.scale)
     rois = torch.cat([rois[:, 1:].float().cpu() for _, rois in calls]) / scale.repeat(2)
-    best = box_iou(torch.from_numpy(boxes), rois).argmax(1).unique_consecutive()
+    overlap, best = box_iou(torch.from_numpy(boxes), rois).max(1)
+    best = best[overlap >= MIN_IOU].unique_consecutive()
+    if not len(best):
+        raise EngineError(
+            f"layer: {layer} has pooled no RoI that one of these detections stems from"
+        )
     bins = torch.cat([stacked(samples) for samples, _ in calls], 1)[:, best].flatten(1)
     x, y, weight, rest_x, rest_y = bins.numpy()
     x, rest_x = (t / view.scale[0] - 0.5 for t in (x, rest_x))

@@ -114,20 +114,39 @@ def watched(
     so it should be small; samples take about as much memory as the layer's input.
     """
     seen: dict[str, list[Seen]] = {name: [] for name in layers}
+    given: dict[str, torch.Size] = {}
+    handles = []
+    for name, layer in layers.items():
 
-    def hook(name: str) -> Callable:
-        def note(module, args, kwargs, output) -> None:
+        def before(module, args, name=name) -> None:
+            given[name] = args[0].shape
+
+        def after(module, args, kwargs, output, name=name) -> None:
             with torch.no_grad():
                 named = signature(module.samples).bind(*args, **kwargs).arguments
-                seen[name].append(look(module.samples(*args, **kwargs), named))
+                samples = _unpadded(module.samples(*args, **kwargs), args[0].shape, given[name])
+                seen[name].append(look(samples, named))
 
-        return note
-
-    handles = [
-        layer.register_forward_hook(hook(name), with_kwargs=True) for name, layer in layers.items()
-    ]
+        handles += [
+            layer.register_forward_pre_hook(before, prepend=True),
+            layer.register_forward_hook(after, with_kwargs=True),
+        ]
     try:
         yield seen
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _unpadded(samples: Samples, padded: torch.Size, given: torch.Size) -> Samples:
+    """In pixels of the map that the layer was given, where a hook of its own pads it first.
+
+    So do TensorFlow's convolutions in `TimmBackbone`; the smaller half goes to the top and left.
+    """
+    if padded == given:
+        return samples
+    rows, columns = given[2:]
+    top, left = (padded[2] - rows) // 2, (padded[3] - columns) // 2
+    y, x, mask, rest_y, rest_x, low, _ = samples
+    moved = (y - top, x - left, mask, rest_y - top, rest_x - left)
+    return Samples(*moved, low, (float(rows), float(columns)))
