@@ -22,20 +22,26 @@ def style() -> Iterator[None]:
 
 
 def panels(
-    rows: int, columns: int, image: np.ndarray, width: float = 3.2, bars: int | None = None
+    rows: int,
+    columns: int,
+    image: np.ndarray,
+    width: float = 3.2,
+    bars: int | None = None,
+    lines: int = 1,
 ) -> tuple[Figure, list]:
     """A figure of rows × columns axes for pictures of the shape of `image`.
 
     Args:
         width: of one picture, in inches.
         bars: colour bars in a row; by default one for each picture.
+        lines: of the longest title.
 
     Returns:
         The figure and its axes, row by row.
     """
     height = max(width * image.shape[0] / image.shape[1], 0.5)
     bars = columns if bars is None else bars
-    size = (columns * (width + 0.1) + bars * 0.6, rows * (height + 0.35))  # 0.35: for titles
+    size = (columns * (width + 0.1) + bars * 0.6, rows * (height + 0.1 + 0.15 * lines))
     figure = Figure(size, dpi=DPI, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False).ravel().tolist()
 

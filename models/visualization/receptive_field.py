@@ -216,12 +216,14 @@ def draw_receptive_fields(fields: Mapping[str, ReceptiveField]) -> np.ndarray:
     with style():
         image = next(iter(fields.values())).image
         height, width = image.shape[:2]
-        figure, axes = panels(1, len(fields), image, bars=1)
-        for axis, (title, field) in zip(axes, fields.items(), strict=True):
+        titles = [title.replace(": ", ":\n") for title in fields]
+        lines = 2 + max(title.count("\n") for title in titles)
+        figure, axes = panels(1, len(fields), image, bars=1, lines=lines)
+        for axis, title, field in zip(axes, titles, fields.values(), strict=True):
             text = f"area {field.area:.0f} px², radius {field.radius:.1f} px"
             if field.inside is not None:
                 text += f", {field.inside:.0%} in the box"
-            show(axis, grey(field.image), title.replace(": ", ":\n") + f"\n{text}")
+            show(axis, grey(field.image), f"{title}\n{text}")
             relative = field.field / field.field.max()
             drawn = axis.imshow(
                 relative,

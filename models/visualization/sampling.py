@@ -307,13 +307,15 @@ def draw_points(points: SamplingPoints) -> np.ndarray:
         & (points.y <= height - 0.5)
     )
     count = f"{len(points.x)} points"
-    if len(points.x) < points.total:
+    if points.rois is not None:
+        count = f"{len(points.x)} bins of {len(points.rois)} RoIs"
+    elif len(points.x) < points.total:
         count = f"{len(points.x)} of {points.total} points"
     if outside.any():
         count += f", {outside.sum()} outside"
     title = " ← ".join(_short(name) for name in points.layers) + f"\n{count}"
     with style():
-        figure, [axes] = panels(1, 1, points.image)
+        figure, [axes] = panels(1, 1, points.image, lines=2)
         show(axes, points.image, title)
         axes.scatter(
             points.rest_x, points.rest_y, 3, "white", edgecolors="black", linewidths=0.3, zorder=2
