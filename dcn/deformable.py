@@ -1,6 +1,6 @@
 """What deformable layers have in common: they tell where they sample, and start without offsets."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -31,7 +31,13 @@ class Deformable:
 
     Statistics, pictures and receptive fields ask for `samples`, so that only a layer itself knows
     in which layout it predicts.
+
+    Attributes:
+        sampled: what its samples lie in: "map" (the input, in its pixels), "rois" (in pixels of the
+            image that the RoIs are of), or "scope" (that its kernels are read from).
     """
+
+    sampled: ClassVar[str] = "map"
 
     def samples(self, *args, **kwargs) -> Samples:
         """Of a call of the layer with these arguments.
@@ -39,6 +45,19 @@ class Deformable:
         It predicts once more, so keep it out of hot paths.
         """
         raise NotImplementedError
+
+
+def deformable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The deformable layers of a model by name, without those that are part of another.
+
+    They are in the order in which the model registers them; in the backbones and detectors of this
+    repository, that is the order in which they are run.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():  # a module comes before what is inside of it
+        if isinstance(module, Deformable) and not name.startswith(tuple(f"{n}." for n in found)):
+            found[name] = module
+    return found
 
 
 class ZeroConv2d(nn.Conv2d):

@@ -17,6 +17,7 @@ from .function import local_deform_kernel
 class _ScopeConv2d(nn.Conv2d, Deformable):
     """A convolution whose weight is the scope that its kernels are read from."""
 
+    sampled = "scope"
     clamp = False
 
     def __init__(
@@ -223,6 +224,8 @@ class DeformKernelConv2d(LocalDeformKernel2d):
         TypeError: a size that is no int (or pair of ints).
         ValueError: a size out of range, or a number of groups that does not divide the channels.
     """
+
+    sampled = "map"
 
     def __init__(self, *args, deform_groups: int = 1, **kwargs) -> None:
         super().__init__(*args, **kwargs)

@@ -37,6 +37,8 @@ class DeformRoIPool(nn.Module, Deformable):
         ValueError: a width below 1, an empty output_size, or a gamma that is not finite.
     """
 
+    sampled = "rois"
+
     def __init__(
         self,
         output_size: int | tuple[int, int],

@@ -74,6 +74,7 @@ class InternImage(BaseModule):
     """
 
     dcn: ClassVar = DCNv3
+    channels_last: ClassVar = True  # of the maps between its modules, the stem's apart
     variants: ClassVar = {
         arch: _COMMON | dict(zip(_COLUMNS, row, strict=True)) for arch, row in _ROWS.items()
     }

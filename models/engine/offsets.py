@@ -10,7 +10,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor
 
-from dcn.deformable import Deformable, Samples
+from dcn.deformable import Deformable, Samples, deformable_layers
 
 from ..roi_heads import DeformRoIExtractor
 
@@ -56,12 +56,7 @@ class OffsetStatisticsHook(Hook):
 
     def before_train(self, runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        found = {n: module for n, module in model.named_modules() if isinstance(module, Deformable)}
-        self.layers = {  # without those inside of another
-            name: module
-            for name, module in found.items()
-            if not any(name.startswith(f"{other}.") for other in found)
-        }
+        self.layers = deformable_layers(model)
         # The module whose first pass is over the images: it may call a layer for every level.
         self.passes = dict(self.layers)
         for name, module in model.named_modules():

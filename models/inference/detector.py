@@ -168,10 +168,18 @@ class Detector:
                 f"unknown class {', '.join(unknown)}; the detector knows {', '.join(self.classes)}"
             )
 
-    def _batch(self, pictures, score_thr, classes) -> list[Detections]:
+    def prepare(self, pictures: Sequence[Picture]) -> tuple[list[np.ndarray], dict[str, list]]:
+        """Pictures as arrays, uint8 [H, W, 3], BGR, and what `model.test_step` takes of them.
+
+        Raises:
+            DataError, TypeError, ValueError: as in a call.
+        """
         images = [self._array(picture) for picture in pictures]
         data = [self._transform({"img": image, "img_id": 0}) for image in images]
-        batch = {key: [item[key] for item in data] for key in data[0]}
+        return images, {key: [item[key] for item in data] for key in data[0]}
+
+    def _batch(self, pictures, score_thr, classes) -> list[Detections]:
+        images, batch = self.prepare(pictures)
         with nullcontext() if self._amp is None else mixed_precision(self.model, self._amp):
             samples = self.model.test_step(batch)
         results = []

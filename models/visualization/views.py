@@ -1,0 +1,152 @@
+"""One image as a model sees it: what goes in, how maps lie on it, and what layers sample."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from dcn.deformable import Samples
+
+from ..engine.errors import EngineError
+
+if TYPE_CHECKING:
+    from ..inference.detector import Detector, Picture
+
+Seen = TypeVar("Seen")
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One image, prepared for a model.
+
+    Positions of points, here and in all pictures, are (x, y) in pixels of the image, counted from
+    the centre of the first one: the upper left corner of the image is at (-0.5, -0.5). A pixel p
+    of a map of stride s (the padded input's size / the map's size) lies at (p + 0.5) · s - 0.5 in
+    the input, as RoIAlign has it. (A ResNet's padding centres what the pixel sees (s - 1) / 2
+    pixels of the input to the upper left of that.)
+
+    Attributes:
+        image: uint8 [H, W, 3], RGB.
+        data: what the model is called with: `inputs` [1, 3, h, w], normalised and padded, and
+            `data_samples`.
+        scale: (x, y), pixels of the input for one of the image.
+    """
+
+    image: np.ndarray
+    data: dict[str, Any]
+    scale: tuple[float, float]
+
+    @property
+    def inputs(self) -> Tensor:
+        return self.data["inputs"]
+
+    def stride(self, size: tuple[float, float]) -> np.ndarray:
+        """(x, y): pixels of the image for one of a map of `size` (rows, columns)."""
+        height, width = self.inputs.shape[2:]
+        return np.array([width / size[1], height / size[0]]) / self.scale
+
+    def to_image(self, xy: ArrayLike, size: tuple[float, float]) -> np.ndarray:
+        """Of positions [..., 2] on a map of `size` (rows, columns)."""
+        return (np.asarray(xy) + 0.5) * self.stride(size) - 0.5
+
+    def to_map(self, xy: ArrayLike, size: tuple[float, float]) -> tuple[int, int]:
+        """The (column, row) of the map's pixel that is nearest to a point of the image."""
+        nearest = np.round((np.asarray(xy) + 0.5) / self.stride(size) - 0.5).astype(int)
+        column, row = np.clip(nearest, 0, (size[1] - 1, size[0] - 1)).tolist()
+        return column, row
+
+    def check(self, at: tuple[float, float]) -> None:
+        """Refuse a point outside of the image, by an EngineError."""
+        height, width = self.image.shape[:2]
+        if not (0 <= at[0] < width and 0 <= at[1] < height):
+            raise EngineError(
+                f"at: ({at[0]:g}, {at[1]:g}) is outside of the image of {width}×{height} pixels"
+            )
+
+
+def view_of(detector: "Detector", image: "Picture") -> View:
+    """`image` as the detector's test pipeline prepares it.
+
+    Raises:
+        DataError, TypeError, ValueError: as `Detector` does of what is no picture.
+    """
+    [array], batch = detector.prepare([image])
+    resized = batch["inputs"][0].shape
+    data = detector.model.data_preprocessor(batch, False)
+    # Without it, nothing in the pipeline resizes, or it says so by the size alone.
+    scale = data["data_samples"][0].metainfo.get(
+        "scale_factor", (resized[2] / array.shape[1], resized[1] / array.shape[0])
+    )
+    return View(np.ascontiguousarray(array[..., ::-1]), data, tuple(map(float, scale)))
+
+
+def detections_of(results: list) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [N, 4] and scores [N] in what the model predicts, best first; none of a classifier's.
+
+    Boxes are (x1, y1, x2, y2) as detectors have them, where (0, 0) is the image's corner.
+    """
+    if "pred_instances" not in results[0]:
+        return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
+    found = results[0].pred_instances.cpu()
+    order = found.scores.argsort(descending=True, stable=True)
+    return found.bboxes[order].float().numpy(), found.scores[order].float().numpy()
+
+
+def centre(box: ArrayLike) -> tuple[float, float]:
+    """Of a box as detectors have it, where a `View` has it."""
+    x1, y1, x2, y2 = map(float, box)
+    return (x1 + x2) / 2 - 0.5, (y1 + y2) / 2 - 0.5
+
+
+@contextmanager
+def watched(
+    layers: Mapping[str, nn.Module], look: Callable[[Samples, dict[str, Any]], Seen]
+) -> Iterator[dict[str, list[Seen]]]:
+    """What `look` makes of the samples and the arguments of each call of `layers` in the block.
+
+    Arguments are by the names that the layer's `samples` gives them. What `look` returns is kept,
+    so it should be small; samples take about as much memory as the layer's input.
+    """
+    seen: dict[str, list[Seen]] = {name: [] for name in layers}
+    given: dict[str, torch.Size] = {}
+    handles = []
+    for name, layer in layers.items():
+
+        def before(module, args, name=name) -> None:
+            given[name] = args[0].shape
+
+        def after(module, args, kwargs, output, name=name) -> None:
+            with torch.no_grad():
+                named = signature(module.samples).bind(*args, **kwargs).arguments
+                samples = _unpadded(module.samples(*args, **kwargs), args[0].shape, given[name])
+                seen[name].append(look(samples, named))
+
+        handles += [
+            layer.register_forward_pre_hook(before, prepend=True),
+            layer.register_forward_hook(after, with_kwargs=True),
+        ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _unpadded(samples: Samples, padded: torch.Size, given: torch.Size) -> Samples:
+    """In pixels of the map that the layer was given, where a hook of its own pads it first.
+
+    So do TensorFlow's convolutions in `TimmBackbone`; the smaller half goes to the top and left.
+    """
+    if padded == given:
+        return samples
+    rows, columns = given[2:]
+    top, left = (padded[2] - rows) // 2, (padded[3] - columns) // 2
+    y, x, mask, rest_y, rest_x, low, _ = samples
+    moved = (y - top, x - left, mask, rest_y - top, rest_x - left)
+    return Samples(*moved, low, (float(rows), float(columns)))
