@@ -26,21 +26,23 @@ class View:
     """One image, prepared for a model.
 
     Positions of points, here and in all pictures, are (x, y) in pixels of the image, counted from
-    the centre of the first one: the upper left corner of the image is at (-0.5, -0.5). A pixel p
-    of a map of stride s (the padded input's size / the map's size) lies at (p + 0.5) · s - 0.5 in
-    the input, as RoIAlign has it. (A ResNet's padding centres what the pixel sees (s - 1) / 2
-    pixels of the input to the upper left of that.)
+    the centre of the first one: the upper left corner of the image is at (-0.5, -0.5). A pixel of a
+    map lies where the kernels that lead to it are centred. Of stride s, pixel p of a ResNet is at
+    p · s of the input, and one of a network without padding at (p + 0.5) · s - 0.5.
 
     Attributes:
         image: uint8 [H, W, 3], RGB.
         data: what the model is called with: `inputs` [1, 3, h, w], normalised and padded, and
             `data_samples`.
         scale: (x, y), pixels of the input for one of the image.
+        grids: by the size of a map of the backbone (rows, columns), pixels of the input from one of
+            its pixels to the next, and where the first one lies in the input, both (x, y).
     """
 
     image: np.ndarray
     data: dict[str, Any]
     scale: tuple[float, float]
+    grids: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]
 
     @property
     def inputs(self) -> Tensor:
@@ -48,18 +50,29 @@ class View:
 
     def stride(self, size: tuple[float, float]) -> np.ndarray:
         """(x, y): pixels of the image for one of a map of `size` (rows, columns)."""
-        height, width = self.inputs.shape[2:]
-        return np.array([width / size[1], height / size[0]]) / self.scale
+        return self._grid(size)[0] / self.scale
 
     def to_image(self, xy: ArrayLike, size: tuple[float, float]) -> np.ndarray:
         """Of positions [..., 2] on a map of `size` (rows, columns)."""
-        return (np.asarray(xy) + 0.5) * self.stride(size) - 0.5
+        step, first = self._grid(size)
+        return (np.asarray(xy) * step + first + 0.5) / self.scale - 0.5
 
     def to_map(self, xy: ArrayLike, size: tuple[float, float]) -> tuple[int, int]:
         """The (column, row) of the map's pixel that is nearest to a point of the image."""
-        nearest = np.round((np.asarray(xy) + 0.5) / self.stride(size) - 0.5).astype(int)
+        step, first = self._grid(size)
+        there = (np.asarray(xy) + 0.5) * self.scale - 0.5
+        nearest = np.round((there - first) / step).astype(int)
         column, row = np.clip(nearest, 0, (size[1] - 1, size[0] - 1)).tolist()
         return column, row
+
+    def _grid(self, size: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+        known = self.grids.get((int(size[0]), int(size[1])))
+        if known is not None:
+            return known
+        # A map that no convolution or pooling of the backbone puts out: it covers the input.
+        height, width = self.inputs.shape[2:]
+        step = np.array([width / size[1], height / size[0]])
+        return step, (step - 1) / 2
 
     def check(self, at: tuple[float, float]) -> None:
         """Refuse a point outside of the image, by an EngineError."""
@@ -83,7 +96,56 @@ def view_of(detector: "Detector", image: "Picture") -> View:
     scale = data["data_samples"][0].metainfo.get(
         "scale_factor", (resized[2] / array.shape[1], resized[1] / array.shape[0])
     )
-    return View(np.ascontiguousarray(array[..., ::-1]), data, tuple(map(float, scale)))
+    backbone = getattr(detector.model, "backbone", detector.model)
+    return View(
+        np.ascontiguousarray(array[..., ::-1]),
+        data,
+        tuple(map(float, scale)),
+        _grids(backbone, data["inputs"]),
+    )
+
+
+@torch.no_grad()
+def _grids(
+    backbone: nn.Module, inputs: Tensor
+) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
+    """As `View` has them: what leads to a map's size first says where it lies."""
+    grids = {tuple(inputs.shape[2:]): (np.ones(2), np.zeros(2))}
+    given: dict[nn.Module, tuple[int, ...]] = {}
+
+    def before(module, args) -> None:
+        given[module] = tuple(args[0].shape[2:])
+
+    def after(module, args, output) -> None:
+        size, out = given[module], tuple(output.shape[2:])
+        if size not in grids or out in grids:
+            return
+        kernel, stride, padding, dilation = (
+            np.broadcast_to(getattr(module, name, 1), 2)[::-1]
+            for name in ("kernel_size", "stride", "padding", "dilation")
+        )
+        extent = (kernel - 1) * dilation
+        # TensorFlow's padding hangs on the size, and its smaller half goes to the top and left.
+        missing = (np.array(out[::-1]) - 1) * stride + extent + 1 - np.array(size[::-1])
+        before_first = np.where(padding > 0, padding, np.maximum(missing, 0) // 2)
+        step, first = grids[size]
+        grids[out] = (step * stride, first + step * (extent / 2 - before_first))
+
+    handles = [
+        handle
+        for module in backbone.modules()
+        if hasattr(module, "kernel_size") and hasattr(module, "stride")
+        for handle in (
+            module.register_forward_pre_hook(before, prepend=True),
+            module.register_forward_hook(after),
+        )
+    ]
+    try:
+        backbone(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return grids
 
 
 def detections_of(results: list) -> tuple[np.ndarray, np.ndarray]:

@@ -56,7 +56,7 @@ def test_pictures_of_images(visualize, weights, tmp_path):
     assert printed.split()[-2:] == [str(out / f"{i}_points.png") for i in (0, 1)]
     numbers = np.load(out / "1_points.npz")
     assert [*numbers["layers"]] == ["backbone.layer3.1.conv2", "backbone.layer3.1.conv1"]
-    assert numbers["at"].tolist() == [23.5, 23.5]  # stride 16
+    assert numbers["at"].tolist() == [32, 16]  # stride 16
     assert Image.open(out / "1_points.png").width > 600
 
     assert visualize("offsets", "0.png", "--layers", "backbone.layer3.1.conv2")[0] is None

@@ -33,7 +33,7 @@ def test_lengths_are_in_pixels_of_the_image():
     assert field.length.shape == (64 // 8, 96 // 8)
     np.testing.assert_allclose(field.length, np.hypot(3 * 4, 4 * 2), rtol=1e-5)
     np.testing.assert_allclose(field.mask, (6 * 0.2 + 3 * 0.5) / 9, rtol=1e-5)
-    assert field.extent == (-0.5, 47.5, 63.5, -0.5)  # with the padding
+    assert field.extent == (-1.5, 46.5, 61.5, -2.5)  # of pixels 8 high around 1.5, 9.5, ...
     assert fields["backbone.2"].mask is None
     assert not fields["backbone.2"].length.any()
     [only] = offset_fields(detector, (60, 40), ["backbone.2"])[1]

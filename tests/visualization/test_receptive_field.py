@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from dcndet.models.backbones import InternImage
+from dcndet.models.backbones import DeformResNet, InternImage
 from dcndet.models.engine import EngineError
 from dcndet.models.visualization import draw_receptive_fields, receptive_field
 from dcndet.models.visualization.receptive_field import figures_of, share_inside
@@ -41,6 +41,16 @@ def test_it_is_the_root_of_squares_over_channels():
     assert field[4, 5] / field[4, 4] == pytest.approx(8 / 18**0.5, rel=0.1)
 
 
+def test_it_lies_around_the_position_in_a_resnet():
+    torch.manual_seed(0)
+    net = DeformResNet(18, base_channels=8)
+    image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    for layer, stride in (("backbone.layer2", 8), ("backbone.layer3", 16)):
+        field = receptive_field(toy(net), image, (131, 125), layer)
+        assert field.at == (128, 128)
+        assert np.abs(np.subtract(field.centre, field.at)).max() < stride / 8
+
+
 def test_offsets_move_it():
     layer = DeformConv2d(3, 4, 3, padding=1)
     with torch.no_grad():
@@ -74,7 +84,7 @@ def test_of_maps_with_channels_last():
     net = InternImage(channels=8, depths=(1, 1), groups=(1, 1), out_indices=(0, 1))
     for size in ((32, 32), (32, 64)):
         field = receptive_field(toy(net), size, (9, 22), "backbone.levels.0.blocks.0", draws=2)
-        assert field.at == (9.5, 21.5)
+        assert field.at == (8, 24)
         assert np.hypot(*np.subtract(field.centre, field.at)) < 4
 
 

@@ -70,7 +70,7 @@ def test_offsets_move_points_by_strides_of_the_image():
 
 def test_a_strided_layer_samples_the_map_before_it():
     points = sampling_points(toy(nn.Sequential(conv(stride=2))), (40, 56), at=(20.4, 30.6))
-    assert points.at == (20.5, 30.5)  # of the output's pixel 10, 15
+    assert points.at == (20, 30)  # of the output's pixel 10, 15
     assert sorted({*points.x.round(3).tolist()}) == [19, 20, 21]
     assert sorted({*points.y.round(3).tolist()}) == [29, 30, 31]
 
@@ -241,11 +241,11 @@ def test_every_layer_in_place_of_a_convolution(name, tmp_path):
             sampling_points(detector, image)
         return
     points = sampling_points(detector, image, at=(70, 20), depth=1)
-    assert points.at == (79.5, 15.5)
+    assert points.at == (64, 32)
     np.testing.assert_allclose(points.x, points.rest_x, atol=1e-4)
     np.testing.assert_allclose(points.y, points.rest_y, atol=1e-4)
-    assert sorted({*points.rest_x.round(2).tolist()}) == [47.5, 79.5, 111.5]
-    assert sorted({*points.rest_y.round(2).tolist()}) == [-16.5, 15.5, 47.5]
+    assert sorted({*points.rest_x.round(2).tolist()}) == [32, 64, 96]
+    assert sorted({*points.rest_y.round(2).tolist()}) == [0, 32, 64]
     assert len(draw_points(points).shape) == 3  # also where all weights are zero, as DCNv4's
 
 
@@ -261,16 +261,16 @@ def test_padding_as_tensorflow_does_it(tmp_path):
     detector = classifier(backbone, tmp_path, 320)
     points = sampling_points(detector, (128 * np.ones((64, 96, 3))).astype(np.uint8), at=(50, 30))
     assert points.layers == ("backbone.body.blocks.6.0.conv_dw",)
-    assert points.at == (47.5, 15.5)
-    assert sorted({*points.rest_x.round(2).tolist()}) == [15.5, 47.5, 79.5]
+    assert points.at == (63, 31)  # the larger half of the padding is to the right, at every stride
+    assert sorted({*points.rest_x.round(2).tolist()}) == [31, 63, 95]
     strided = sampling_points(
         detector,
         np.zeros((64, 96, 3), np.uint8),
         at=(50, 30),
         layer="backbone.body.blocks.5.0.conv_dw",
     )
-    assert strided.at == (47.5, 15.5)  # 5×5 on a map of stride 16: from one before to three after
-    assert sorted({*strided.rest_x.round(2).tolist()}) == [23.5, 39.5, 55.5, 71.5, 87.5]
+    assert strided.at == (63, 31)
+    assert sorted({*strided.rest_x.round(2).tolist()}) == [31, 47, 63, 79, 95]
 
 
 def test_dcnv3_on_maps_with_channels_last():
