@@ -87,6 +87,16 @@ class SmallDigits(_Digits):
 
 
 @TRANSFORMS.register_module()
+class ToGray(BaseTransform):
+    """Makes ``img`` [H, W] of one in colour (BGR, [H, W, 3]), and leaves another as it is."""
+
+    def transform(self, results):
+        if results["img"].ndim == 3:
+            results["img"] = cv2.cvtColor(results["img"], cv2.COLOR_BGR2GRAY)
+        return results
+
+
+@TRANSFORMS.register_module()
 class RandomZoom(BaseTransform):
     """Draws ``img`` smaller or larger, and somewhere else, by numbers from uniform distributions.
 

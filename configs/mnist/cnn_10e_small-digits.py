@@ -10,14 +10,14 @@ val_dataloader = dict(
                 train=False,
                 group="regular",
                 test_mode=True,
-                pipeline=[{{_base_.load}}],
+                pipeline=[{{_base_.load}}, {{_base_.gray}}, {{_base_.pack}}],
             ),
             dict(
                 type="SmallDigits",
                 train=False,
                 group="zoomed",
                 test_mode=True,
-                pipeline=[{{_base_.same_zoom}}, {{_base_.load}}],
+                pipeline=[{{_base_.same_zoom}}, {{_base_.pack}}],
             ),
         ]
     )

@@ -5,7 +5,7 @@ train_dataloader = dict(
     dataset=dict(
         pipeline=[
             dict(type="RandomApply", transforms=[{{_base_.zoom}}], prob=0.5),
-            {{_base_.load}},
+            {{_base_.pack}},
         ]
     )
 )

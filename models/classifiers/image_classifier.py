@@ -56,6 +56,16 @@ class ImageClassifier(BaseModel):
             for parameter in found:
                 parameter.requires_grad = False
 
+    def extract_feat(self, inputs: Tensor) -> Tensor:
+        """What the linear layer sees of normalised images [N, C, H, W]: [N, in_channels]."""
+        maps = self.backbone(inputs)[-1]
+        if maps.shape[1] != self.head.in_features:
+            raise ValueError(
+                f"in_channels: {self.head.in_features}, but the backbone's last map has "
+                f"{maps.shape[1]} channels"
+            )
+        return maps.mean((2, 3))
+
     def forward(
         self,
         inputs: Tensor,
@@ -70,13 +80,7 @@ class ImageClassifier(BaseModel):
             mode: 'tensor' returns the logits [N, num_classes], 'loss' the cross-entropy `loss_cls`
                 and the accuracy `acc` in percent, 'predict' the samples.
         """
-        maps = self.backbone(inputs)[-1]
-        if maps.shape[1] != self.head.in_features:
-            raise ValueError(
-                f"in_channels: {self.head.in_features}, but the backbone's last map has "
-                f"{maps.shape[1]} channels"
-            )
-        logits = self.head(maps.mean((2, 3)))
+        logits = self.head(self.extract_feat(inputs))
         if mode == "tensor":
             return logits
         if mode == "loss":

@@ -115,6 +115,10 @@ class Detector:
         except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
             raise EngineError(f"device {device}: {str(error).splitlines()[0]}") from error
         load, *transforms = get_test_pipeline_cfg(config)
+        if "Load" not in load["type"]:
+            raise EngineError(f"the test pipeline begins with {load['type']}, and loads no image")
+        if load["type"].endswith("LoadImageFromNDArray"):
+            load = {**load, "type": "LoadImageFromFile"}
         self._load = TRANSFORMS.build(load)
         self._transform = Compose([{**load, "type": "mmdet.LoadImageFromNDArray"}, *transforms])
 

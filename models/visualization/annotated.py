@@ -37,7 +37,11 @@ def validation_set(cfg: Config) -> BaseDataset:
     if not cfg.get("val_dataloader"):
         raise EngineError(f"{cfg.filename}: has no val_dataloader to take images from")
     init_default_scope(cfg.get("default_scope", "mmdet"))
-    return DATASETS.build(dict(cfg.val_dataloader.dataset, test_mode=True))
+    dataset = cfg.val_dataloader.dataset
+    together = (
+        {} if "datasets" in dataset else {"test_mode": True}
+    )  # ConcatDataset's have their own
+    return DATASETS.build(dict(dataset, **together))
 
 
 def annotations_of(info: dict) -> list[Annotation]:

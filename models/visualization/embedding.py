@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from mmengine.dataset import BaseDataset
+from mmengine.dataset import BaseDataset, pseudo_collate
 from sklearn.manifold import TSNE
 from torch import Tensor, nn
 from tqdm import trange
 
+from ..classifiers import ImageClassifier
 from ..engine.errors import EngineError
 from .annotated import annotations_of
 from .boxes import colour
 from .figures import DPI, rendered, style
-from .views import View, view_of
+from .views import view_of
 
 if TYPE_CHECKING:
     from ..inference.detector import Detector
@@ -68,17 +69,20 @@ def embedding(
     features, labels, sizes, paths = [], [], [], []
     for i in trange(min(images or len(dataset), len(dataset)), unit="image", disable=None):
         info = dataset.get_data_info(i)
-        view = view_of(detector, info["img_path"])
-        height, width = view.image.shape[:2]
-        whole = [((0, 0, width, height), info.get("gt_label"))]
-        objects = [(o.box, o.label) for o in annotations_of(info)] if "instances" in info else whole
-        if not objects:
-            continue
-        boxes = np.array([box for box, _ in objects], np.float32)
-        features.append(_features(detector.model, view, None if objects is whole else boxes))
-        labels += [label for _, label in objects]
+        if "instances" in info:
+            objects = annotations_of(info)
+            if not objects:
+                continue
+            boxes = np.array([each.box for each in objects], np.float32)
+            features.append(_of_boxes(detector, info["img_path"], boxes))
+            labels += [each.label for each in objects]
+        else:
+            found, (height, width) = _of_image(detector.model, dataset[i])
+            features.append(found)
+            boxes = np.array([[0, 0, width, height]], np.float32)
+            labels.append(info["gt_label"])
         sizes.append(np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1)))
-        paths += [info["img_path"]] * len(boxes)
+        paths += [info.get("img_path", str(i))] * len(boxes)
     if len(labels) < 4:
         raise EngineError(f"an embedding needs at least four objects, and there are {len(labels)}")
     stacked = torch.cat(features).float().cpu().numpy()
@@ -94,15 +98,27 @@ def embedding(
     )
 
 
-def _features(model: nn.Module, view: View, boxes: np.ndarray | None) -> Tensor:
-    """What the model's classifier sees of boxes [n, 4] of the image, or of all of it: [n, C]."""
-    if boxes is not None and hasattr(model, "features_of"):
-        rois = torch.zeros(len(boxes), 5)
-        rois[:, 1:] = torch.from_numpy(boxes * np.float32(view.scale * 2))
-        return model.features_of(model.extract_feat(view.inputs), rois.to(view.inputs.device))
-    if boxes is None and isinstance(getattr(model, "head", None), nn.Linear):
-        return model.backbone(view.inputs)[-1].mean((2, 3))
-    raise EngineError(
+def _of_boxes(detector: "Detector", image: str, boxes: np.ndarray) -> Tensor:
+    """What the box head's classifier sees of boxes [n, 4] of the image: [n, C]."""
+    model = detector.model
+    if not hasattr(model, "features_of"):
+        raise _unknown(model)
+    view = view_of(detector, image)
+    rois = torch.zeros(len(boxes), 5)
+    rois[:, 1:] = torch.from_numpy(boxes * np.float32(view.scale * 2))
+    return model.features_of(model.extract_feat(view.inputs), rois.to(view.inputs.device))
+
+
+def _of_image(model: nn.Module, sample: dict) -> tuple[Tensor, tuple[int, int]]:
+    """What a classifier's linear layer sees of a dataset's sample [1, C], and (height, width)."""
+    if not isinstance(model, ImageClassifier):
+        raise _unknown(model)
+    inputs = model.data_preprocessor(pseudo_collate([sample]), False)["inputs"]
+    return model.extract_feat(inputs), sample["inputs"].shape[1:]
+
+
+def _unknown(model: nn.Module) -> EngineError:
+    return EngineError(
         "model.type: expected a MimicTwoStageDetector (with mimic or without) and annotated boxes, "
         f"or an ImageClassifier and labelled images, got a {type(model).__name__}"
     )

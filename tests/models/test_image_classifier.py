@@ -40,6 +40,7 @@ def test_modes():
     logits = model(images)
     assert logits.shape == (4, 3)
     pooled = torch.nn.functional.adaptive_avg_pool2d(model.backbone(images)[-1], 1).flatten(1)
+    torch.testing.assert_close(model.extract_feat(images), pooled)
     torch.testing.assert_close(logits, model.head(pooled))
 
     labels = logits.argmax(1)

@@ -2,7 +2,9 @@
 # smaller, along each axis on its own, and are shifted, as in the article on ConvOffset2D.
 data_root = "data/"
 
-load = dict(type="PackDetInputs", meta_keys=("img_shape", "gt_label", "group"))
+load = dict(type="LoadImageFromNDArray")
+gray = dict(type="ToGray")  # image files, which Detector and tools/visualize.py read
+pack = dict(type="PackDetInputs", meta_keys=("img_shape", "gt_label", "group"))
 zoom = dict(type="RandomZoom", zoom=(1, 2.5), shift=0.2, per_axis=True)
 same_zoom = dict(zoom, seed=0)  # in every evaluation
 train_dataloader = dict(
@@ -13,7 +15,7 @@ train_dataloader = dict(
         type="MNIST",
         data_root=data_root,
         train=True,
-        pipeline=[load],
+        pipeline=[pack],
     ),
 )
 val_dataloader = dict(
@@ -29,7 +31,7 @@ val_dataloader = dict(
                 train=False,
                 group="regular",
                 test_mode=True,
-                pipeline=[load],
+                pipeline=[load, gray, pack],
             ),
             dict(
                 type="MNIST",
@@ -37,7 +39,7 @@ val_dataloader = dict(
                 train=False,
                 group="zoomed",
                 test_mode=True,
-                pipeline=[same_zoom, load],
+                pipeline=[same_zoom, pack],
             ),
         ],
     ),
