@@ -64,13 +64,15 @@ class PackDetInputs(mmdet.datasets.transforms.PackDetInputs):
         return super().transform(results)
 
 
-def read_image(path, backend_args=None):
+def read_image(path, backend_args=None, max_pixels=None):
     """An image file as a uint8 array [height, width, 3], BGR, turned as its EXIF orientation says.
 
-    Alpha is left out, as OpenCV does; 16 bits are scaled to 8.
+    Alpha is left out, as OpenCV does; 16 bits are scaled to 8. An animation is its first picture.
+    One that has more than ``max_pixels`` by its header is refused before it is decoded.
 
     Raises:
-        DataError: the file is missing, empty, truncated, not an image, or has 32 bits per channel.
+        DataError: the file is missing, empty, truncated, not an image, too large, or has 32 bits
+            per channel.
     """
     try:
         content = fileio.get(path, backend_args=backend_args)
@@ -79,15 +81,17 @@ def read_image(path, backend_args=None):
     if not content:
         raise DataError(f"image {path} has zero bytes")
     try:
-        return _decode(content)
+        return _decode(content, max_pixels)
     except Image.UnidentifiedImageError as error:
         raise DataError(f"{path} is not an image that Pillow can read") from error
     except Exception as error:  # Pillow's decoders raise what they please on a broken file
         raise DataError(f"cannot decode image {path}: {error}") from error
 
 
-def _decode(content):
+def _decode(content, max_pixels):
     image = Image.open(io.BytesIO(content))
+    if max_pixels is not None and image.width * image.height > max_pixels:
+        raise ValueError(f"it has {image.width}x{image.height} pixels, more than {max_pixels:,}")
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F"):

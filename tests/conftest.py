@@ -7,6 +7,7 @@ pytest tests/dcn/test_deform_conv.py tests/dcn/test_deform_roi_pool.py --kernels
 import importlib.util
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,24 @@ def warnings(request):
     logger.addHandler(handler)
     yield messages
     logger.removeHandler(handler)
+
+
+def insisting_skip(reason):
+    """Skip what needs more than is installed here, unless DCN_REQUIRE_BROWSER=1 insists on it."""
+    (pytest.fail if os.environ.get("DCN_REQUIRE_BROWSER") else pytest.skip)(reason)
+
+
+@pytest.fixture
+def tab():
+    """An empty page of 1280 × 800 pixels in a headless Chromium."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        sync_playwright = None
+    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    if not (sync_playwright and chromium):
+        insisting_skip("no Chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser.new_page(viewport=dict(width=1280, height=800))
+        browser.close()

@@ -25,6 +25,10 @@ def main():
     args = parse_args()
     cfg = read_config(args.config)
     merge_options(cfg, args.cfg_options or {})
+    if args.what == "serve":
+        from dcndet.models.visualization.page import serve  # needs requirements-page.txt
+
+        return serve(cfg, existing_checkpoint(args.checkpoint), args.device, args.host, args.port)
     detector = Detector(cfg, existing_checkpoint(args.checkpoint), args.device)
     if args.what == "points":
         written = write_points(
@@ -55,11 +59,12 @@ def main():
 def parse_args():
     parser = argparse.ArgumentParser(description="Draw what a trained network's layers see.")
     tasks = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    common = argparse.ArgumentParser(add_help=False)
-    add_config(common)
-    common.add_argument("checkpoint", help="path or URL of the weights")
+    network = argparse.ArgumentParser(add_help=False)
+    add_config(network)
+    network.add_argument("checkpoint", help="path or URL of the weights")
+    network.add_argument("--device", help="for example cuda:1 or cpu (default: a GPU if any)")
+    common = argparse.ArgumentParser(add_help=False, parents=[network])
     common.add_argument("--out-dir", default="work_dirs/visualize", help="folder (%(default)s)")
-    common.add_argument("--device", help="for example cuda:1 or cpu (default: a GPU if any)")
     pictures = argparse.ArgumentParser(add_help=False)
     pictures.add_argument("images", nargs="+", metavar="IMAGE", help="path of an image")
     position = argparse.ArgumentParser(add_help=False)
@@ -128,7 +133,21 @@ def parse_args():
         parents=[common, held_out, several],
         help="the share of samples that lie on val's objects, with offsets and without",
     )
+    page = tasks.add_parser(
+        "serve", parents=[network], help="a page to upload images to and to click on"
+    )
+    page.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all (%(default)s)"
+    )
+    page.add_argument("--port", type=port, default=7860, help="0 takes a free one (%(default)s)")
     return parser.parse_args()
+
+
+def port(text):
+    value = int(text)
+    if not 0 <= value < 65536:
+        raise argparse.ArgumentTypeError(f"from 0 to 65535, got {value}")
+    return value
 
 
 def positive(text):

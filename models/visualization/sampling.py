@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.collections import LineCollection
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torchvision.ops import box_iou
@@ -48,6 +49,7 @@ class SamplingPoints:
         total: how many points there are, of which n at random where they are too many.
         rois: float32 [R, 4], (x1, y1, x2, y2) in pixels of the image from its corner, as boxes of
             detections are, each with n / R points, row by row; None of a convolution.
+        stride: (x, y), pixels of the image from one output position to the next; None of RoIs.
     """
 
     layers: tuple[str, ...]
@@ -60,6 +62,15 @@ class SamplingPoints:
     image: np.ndarray
     total: int
     rois: np.ndarray | None = None
+    stride: tuple[float, float] | None = None
+
+    @property
+    def outside(self) -> int:
+        """How many of the points lie outside of the image."""
+        height, width = self.image.shape[:2]
+        inside = (self.x >= -0.5) & (self.x <= width - 0.5)
+        inside &= (self.y >= -0.5) & (self.y <= height - 0.5)
+        return int((~inside).sum())
 
 
 @torch.no_grad()
@@ -168,14 +179,19 @@ def chosen_layer(
 
 def _stack(layers: Mapping[str, nn.Module], last: str, depth: int) -> list[str]:
     """Names of `depth` layers, from `last` inwards."""
-    names = [n for n, module in layers.items() if module.sampled == "map"]
-    names = names[: names.index(last) + 1]
+    names = stack_below(layers, last)
     if not 1 <= depth <= len(names):
         raise EngineError(
             f"depth: {depth}, but {len(names)} deformable layers are stacked up to {last}: from 1 "
             f"to {len(names)}"
         )
-    return names[::-1][:depth]
+    return names[:depth]
+
+
+def stack_below(layers: Mapping[str, nn.Module], last: str) -> list[str]:
+    """Names of the layers that can be looked through, from `last` inwards."""
+    names = [n for n, module in layers.items() if module.sampled == "map"]
+    return names[names.index(last) :: -1]
 
 
 def stacked(samples: Samples) -> Tensor:
@@ -250,6 +266,7 @@ def _of_position(view: View, stack: dict[str, Samples], at: tuple[float, float])
         *(np.asarray(values, np.float32) for values in (x, y, weight, rest_x, rest_y)),
         view.image,
         math.prod(len(field.origin) for field in fields),
+        stride=tuple(view.stride(fields[0].size).tolist()),
     )
 
 
@@ -290,66 +307,72 @@ def _of_rois(
 
 
 def draw_points(points: SamplingPoints) -> np.ndarray:
-    """The image with the points on it: larger and brighter, the more they are modulated.
+    """The image with the points on it, as `add_points` draws them.
 
-    The green cross is the output position; of RoI pooling, boxes are the RoIs and lines lead from
-    where the centre of a bin would be. Small white points are where a layer without offsets
-    samples. What lies outside of the image is not drawn, but counted in the title.
+    What lies outside of the image is not drawn, but counted in the title.
 
     Returns:
         uint8 [height, width, 3], RGB.
     """
-    height, width = points.image.shape[:2]
-    outside = ~(
-        (points.x >= -0.5)
-        & (points.x <= width - 0.5)
-        & (points.y >= -0.5)
-        & (points.y <= height - 0.5)
-    )
     count = f"{len(points.x)} points"
     if points.rois is not None:
         count = f"{len(points.x)} bins of {len(points.rois)} RoIs"
     elif len(points.x) < points.total:
         count = f"{len(points.x)} of {points.total} points"
-    if outside.any():
-        count += f", {outside.sum()} outside"
-    title = " ← ".join(_short(name) for name in points.layers) + f"\n{count}"
+    if outside := points.outside:
+        count += f", {outside} outside"
+    title = " ← ".join(short_name(name) for name in points.layers) + f"\n{count}"
     with style():
         figure, [axes] = panels(1, 1, points.image, lines=2)
         show(axes, points.image, title)
-        axes.scatter(
-            points.rest_x, points.rest_y, 3, "white", edgecolors="black", linewidths=0.3, zorder=2
-        )
-        if points.rois is not None:
-            for x1, y1, x2, y2 in points.rois - 0.5:
-                axes.add_patch(
-                    Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="#7fff00", lw=1)
-                )
-            ends = [(points.rest_x, points.rest_y), (points.x, points.y)]
-            lines = np.stack([np.stack(end, 1) for end in ends], 1)
-            axes.add_collection(LineCollection(lines, colors="white", linewidths=0.5, zorder=2))
-        strength = np.abs(points.weight)
-        largest = strength.max(initial=0) or 1.0
-        order = strength.argsort(kind="stable")  # the strongest on top
-        area = 60 / len(points.layers) ** 2
-        drawn = axes.scatter(
-            points.x[order],
-            points.y[order],
-            area * np.maximum(strength[order] / largest, 0.05),
-            points.weight[order],
-            cmap="inferno",
-            vmin=min(0, points.weight.min(initial=0)),
-            edgecolors="black",
-            linewidths=0.3,
-            zorder=3,
-        )
-        if np.ptp(points.weight) > 0:
+        drawn = add_points(axes, points)
+        if len(points.weight) and np.ptp(points.weight) > 0:
             label = "Δm" if len(points.layers) == 1 else "product of Δm"
             figure.colorbar(drawn, ax=axes, label=label, shrink=0.8)
-        if points.rois is None:
-            axes.scatter(*points.at, 60, "#7fff00", marker="P", edgecolors="black", zorder=4)
         return rendered(figure)
 
 
-def _short(name: str) -> str:
+def add_points(axes: Axes, points: SamplingPoints) -> PathCollection:
+    """Draw points on axes that count in pixels of the image.
+
+    They are larger and brighter, the more they are modulated. The green cross is the output
+    position; of RoI pooling, boxes are the RoIs and lines lead from where the centre of a bin would
+    be. Small white points are where a layer without offsets samples.
+
+    Returns:
+        What a colour bar is of.
+    """
+    axes.scatter(
+        points.rest_x, points.rest_y, 3, "white", edgecolors="black", linewidths=0.3, zorder=2
+    )
+    if points.rois is not None:
+        for x1, y1, x2, y2 in points.rois - 0.5:
+            axes.add_patch(
+                Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="#7fff00", lw=1)
+            )
+        ends = [(points.rest_x, points.rest_y), (points.x, points.y)]
+        lines = np.stack([np.stack(end, 1) for end in ends], 1)
+        axes.add_collection(LineCollection(lines, colors="white", linewidths=0.5, zorder=2))
+    strength = np.abs(points.weight)
+    largest = strength.max(initial=0) or 1.0
+    order = strength.argsort(kind="stable")  # the strongest on top
+    area = 60 / len(points.layers) ** 2
+    drawn = axes.scatter(
+        points.x[order],
+        points.y[order],
+        area * np.maximum(strength[order] / largest, 0.05),
+        points.weight[order],
+        cmap="inferno",
+        vmin=min(0, points.weight.min(initial=0)),
+        edgecolors="black",
+        linewidths=0.3,
+        zorder=3,
+    )
+    if points.rois is None:
+        axes.scatter(*points.at, 60, "#7fff00", marker="P", edgecolors="black", zorder=4)
+    return drawn
+
+
+def short_name(name: str) -> str:
+    """Of a layer, for readers: without the part of the model that goes without saying."""
     return name.removeprefix("backbone.").removeprefix("roi_head.")

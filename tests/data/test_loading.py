@@ -168,3 +168,12 @@ def test_error_reaches_the_main_process(tmp_path):
 
     with pytest.raises(DataError, match=r"a\.jpg has zero bytes"):
         next(iter(loader))
+
+
+def test_too_many_pixels_are_refused_by_the_header(tmp_path):
+    Image.effect_noise((64, 48), 99).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:200])  # nothing to decode
+    with pytest.raises(DataError, match=r"a\.png: it has 64x48 pixels, more than 3,071"):
+        read_image(tmp_path / "a.png", max_pixels=64 * 48 - 1)
+    with pytest.raises(DataError, match="truncated"):
+        read_image(tmp_path / "a.png", max_pixels=64 * 48)

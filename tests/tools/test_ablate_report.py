@@ -1,9 +1,7 @@
 """The report of an ablation study, of made-up runs, and in a browser as its readers have it."""
 
 import json
-import os
 import re
-import shutil
 
 import cv2
 import numpy as np
@@ -207,48 +205,37 @@ def test_checkpoints_that_cannot_be_loaded(tmp_path):
     assert re.search(r"<p>the evaluation set cannot be shown: .*8\.png", text)
 
 
-def test_page_in_a_browser(page):
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        sync_playwright = None
-    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-    if not (sync_playwright and chromium):
-        (pytest.fail if os.environ.get("DCN_REQUIRE_BROWSER") else pytest.skip)("no Chromium")
+def test_page_in_a_browser(page, tab):
     wrong = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        tab = browser.new_page(viewport=dict(width=1280, height=800))
-        tab.on("console", lambda message: wrong.append(message.text))
-        tab.on("pageerror", lambda error: wrong.append(str(error)))
-        tab.on("request", lambda request: wrong.append(request.url))
-        tab.goto(page.as_uri())
-        assert tab.title() == 'A <i>study</i> & "more"'
-        assert tab.evaluate("document.documentElement.scrollWidth") == 1280
-        table = tab.locator("table").first
-        names, ap = table.locator("tbody th"), table.locator("tbody td:nth-child(3)")
-        assert names.first.inner_text() == "regular <b>|$x$ (baseline)"
-        assert table.locator("td.better").count() == 2
-        for _ in range(2):
-            table.locator("thead button").nth(2).click()  # AP
-        assert [text.split()[0] for text in ap.all_inner_texts()[:4]] == sorted(
-            ["0.501", "0.451", "0.401", "0.390"], reverse=True
-        )
-        assert names.last.inner_text() == "9 layers, mdconv"  # without a result
-        panels = tab.locator("figure:visible figcaption")
-        assert panels.all_inner_texts()[:3] == [
-            *("annotated: 1 box", "regular <b>|$x$: 1 box", "3 layers, mdconv: 1 box")
-        ]
-        slides = tab.get_by_label("Detections")
-        slides.focus()
-        for key, number in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1)):
-            tab.keyboard.press(key)
-            place = "e => e.scrollLeft / e.clientWidth"
-            tab.wait_for_function(f"e => ({place})(e) === {number}", arg=slides.element_handle())
-        tab.get_by_label("annotated").uncheck()
-        assert panels.all_inner_texts()[:4] == [
-            *("regular <b>|$x$: 1 box", "3 layers, mdconv: 1 box"),
-            *("regular <b>|$x$: 0 boxes", "3 layers, mdconv: 0 boxes"),
-        ]
-        browser.close()
+    tab.on("console", lambda message: wrong.append(message.text))
+    tab.on("pageerror", lambda error: wrong.append(str(error)))
+    tab.on("request", lambda request: wrong.append(request.url))
+    tab.goto(page.as_uri())
+    assert tab.title() == 'A <i>study</i> & "more"'
+    assert tab.evaluate("document.documentElement.scrollWidth") == 1280
+    table = tab.locator("table").first
+    names, ap = table.locator("tbody th"), table.locator("tbody td:nth-child(3)")
+    assert names.first.inner_text() == "regular <b>|$x$ (baseline)"
+    assert table.locator("td.better").count() == 2
+    for _ in range(2):
+        table.locator("thead button").nth(2).click()  # AP
+    assert [text.split()[0] for text in ap.all_inner_texts()[:4]] == sorted(
+        ["0.501", "0.451", "0.401", "0.390"], reverse=True
+    )
+    assert names.last.inner_text() == "9 layers, mdconv"  # without a result
+    panels = tab.locator("figure:visible figcaption")
+    assert panels.all_inner_texts()[:3] == [
+        *("annotated: 1 box", "regular <b>|$x$: 1 box", "3 layers, mdconv: 1 box")
+    ]
+    slides = tab.get_by_label("Detections")
+    slides.focus()
+    for key, number in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1)):
+        tab.keyboard.press(key)
+        place = "e => e.scrollLeft / e.clientWidth"
+        tab.wait_for_function(f"e => ({place})(e) === {number}", arg=slides.element_handle())
+    tab.get_by_label("annotated").uncheck()
+    assert panels.all_inner_texts()[:4] == [
+        *("regular <b>|$x$: 1 box", "3 layers, mdconv: 1 box"),
+        *("regular <b>|$x$: 0 boxes", "3 layers, mdconv: 0 boxes"),
+    ]
     assert {url for url in wrong if not url.startswith("data:")} == {page.as_uri()}
