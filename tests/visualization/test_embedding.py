@@ -4,6 +4,7 @@ import torch
 from dcndet.models.classifiers import ImageClassifier
 from dcndet.models.engine import EngineError
 from dcndet.models.visualization import draw_embedding, embedding
+from mmdet.structures import DetDataSample
 from mmengine.registry import init_default_scope
 from torch import nn
 
@@ -28,16 +29,20 @@ def test_of_a_classifier_it_shows_pooled_features():
     torch.manual_seed(0)
     detector.model = ImageClassifier(backbone, 32, 2).eval()
     detector.model.data_preprocessor = own
-    arrays = images(9)
-    dataset = Dataset(dict(img_path=a, gt_label=i % 2) for i, a in enumerate(arrays))
+    inputs = torch.from_numpy(np.stack(images(9))).permute(0, 3, 1, 2)
+    dataset = Dataset(
+        dict(inputs=image, data_samples=DetDataSample(), gt_label=i % 2)
+        for i, image in enumerate(inputs)
+    )
     found = embedding(detector, dataset, images=8)
     assert found.labels.tolist() == [0, 1] * 4
     assert found.xy.shape == (8, 2)
     np.testing.assert_allclose(found.sizes, (32 * 48) ** 0.5)
-    inputs = torch.from_numpy(np.stack(arrays[:8])).permute(0, 3, 1, 2).float()
     with torch.no_grad():
         expected = detector.model.head(torch.from_numpy(found.features))
-        torch.testing.assert_close(detector.model(inputs), expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            detector.model(inputs[:8].float()), expected, rtol=1e-3, atol=1e-4
+        )
     np.testing.assert_array_equal(embedding(detector, dataset, images=8).xy, found.xy)
     assert draw_embedding(found).dtype == np.uint8
     with pytest.raises(EngineError, match="at least four objects, and there are 3"):

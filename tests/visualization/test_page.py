@@ -111,7 +111,7 @@ def test_a_click_draws_the_points_of_the_position_there(page, files, detector):
     for x, y in zip(points.x[inside], points.y[inside], strict=True):
         assert (plain - original)[round(12 * (y + 0.5)), round(12 * (x + 0.5))].any()
 
-    assert f"<b>{LAST}</b>: at (39.5, 23.5); stride 16 × 16 pixels" in shown.caption
+    assert f"<b>{LAST}</b>: at (32.0, 16.0); stride 16 × 16 pixels" in shown.caption
     assert "; 9 points" in shown.caption
     assert f"mean Δm {points.weight.mean():.3g} " in shown.caption
     assert len(shown.boxes) == len(opened.found) > 0
