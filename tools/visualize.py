@@ -47,12 +47,11 @@ def main():
     elif args.what == "embedding":
         written = [write_embedding(detector, validation_set(cfg), args.out_dir, args.images)]
     else:
-        table, comparisons = write_on_object(
+        picture, table = write_on_object(
             detector, validation_set(cfg), args.out_dir, args.images, args.layers
         )
-        print((100 * table).to_markdown(floatfmt=".1f"))
-        print(f"percent; {comparisons} comparisons, whose intervals hold together at 95 %")
-        written = [Path(args.out_dir, "on_object.png")]
+        print(table)
+        written = [picture]
     print(*written, sep="\n")
 
 

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from mmengine.dataset import BaseDataset
 from PIL import Image
 
 from ..engine.errors import EngineError
 from .embedding import draw_embedding, embedding
 from .offset_fields import draw_offset_fields, offset_fields
-from .on_object import draw_on_object, on_object, summarise
+from .on_object import draw_on_object, on_object, on_object_table, summarise
 from .receptive_field import ReceptiveField, draw_receptive_fields, receptive_field
 from .sampling import draw_points, sampling_points
 
@@ -106,19 +105,25 @@ def write_on_object(
     out_dir: str | Path,
     images: int | None = None,
     layers: Sequence[str] | None = None,
-) -> tuple[pd.DataFrame, int]:
-    """`on_object` as on_object.png, .json (the summary) and on_object_images.csv (every image).
+) -> tuple[Path, str]:
+    """`on_object` as on_object.png, .md and .json (the summary), and on_object_images.csv.
 
-    Returns, raises: as `summarise`; raises as `on_object`.
+    Returns:
+        The picture, and what is in the .md.
+
+    Raises:
+        EngineError, DataError: as `on_object` and `summarise`.
     """
     shares = on_object(detector, dataset, images, layers)
     summary, comparisons = summarise(shares)
     stem = Path(out_dir, "on_object")
     stem.parent.mkdir(parents=True, exist_ok=True)
+    table = on_object_table(summary, comparisons)
+    Path(f"{stem}.md").write_text(f"{table}\n", encoding="utf-8")
     Image.fromarray(draw_on_object(summary, comparisons)).save(f"{stem}.png")
     summary.to_json(f"{stem}.json", orient="index", indent=1)
     shares.to_csv(f"{stem}_images.csv", index=False, float_format="%.6g")
-    return summary, comparisons
+    return Path(f"{stem}.png"), table
 
 
 def _stems(images: Sequence[str], out_dir: str | Path) -> Iterator[tuple[str, Path]]:

@@ -162,6 +162,25 @@ def summarise(shares: pd.DataFrame, confidence: float = 0.95) -> tuple[pd.DataFr
     return pd.DataFrame(lines).T.rename_axis("layer"), int(count)
 
 
+def on_object_table(summary: pd.DataFrame, comparisons: int, confidence: float = 0.95) -> str:
+    """What `summarise` returns, as Markdown; in percent, differences in percentage points."""
+    texts = {"regular grid": (100 * summary["regular"]).map("{:.1f}".format)}
+    for name, title in zip(COMPARED, ("with offsets", "weighted by Δm"), strict=True):
+        known = 100 * summary[[f"{name}_gain", f"{name}_low", f"{name}_high"]]
+        texts[title] = (100 * summary[name]).map("{:.1f}".format)
+        texts[f"{title}: difference"] = known.apply(
+            lambda line: "{:+.1f} ({:+.1f} to {:+.1f})".format(*line), axis=1
+        )
+    table = (
+        pd.DataFrame(texts).replace(r".*nan.*", "", regex=True).to_markdown(disable_numparse=True)
+    )
+    return (
+        f"{table}\n\nPercent of the points that lie on the object; differences are to the regular "
+        f"grid, in percentage points. All {comparisons} intervals hold together at "
+        f"{confidence:.0%} (bootstrap over images, Bonferroni)."
+    )
+
+
 def draw_on_object(summary: pd.DataFrame, comparisons: int, confidence: float = 0.95) -> np.ndarray:
     """Shares, and what the offsets add to the regular grid, by layer.
 

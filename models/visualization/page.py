@@ -147,7 +147,7 @@ def look(detector: Detector, opened: Opened, layer: str, depth: int, score: floa
     else:
         picture, caption = _with_points(picture, points), _describe(points)
     rows = [
-        [found.classes[label], round(value, 3), ", ".join(f"{side:.0f}" for side in box)]
+        [found.classes[label], f"{value:.2f}", ", ".join(f"{side:.0f}" for side in box)]
         for label, value, box in zip(labels, scores, boxes.tolist(), strict=True)
     ]
     return Look(picture, caption, rows)

@@ -78,7 +78,9 @@ def test_of_the_validation_set(visualize, tmp_path):
 
     status, printed = visualize("on-object", "--images", 4)
     assert status is None
-    assert "4 comparisons" in printed
+    assert (out / "on_object.md").read_text().strip() in printed
+    assert "All 4 intervals hold together at 95%" in printed
+    assert "+0.0 (+0.0 to +0.0)" in printed
     figures = json.loads((out / "on_object.json").read_text())
     shares = pd.read_csv(out / "on_object_images.csv")
     assert len(shares) == 2 * 4

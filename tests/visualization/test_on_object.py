@@ -4,6 +4,7 @@ import pytest
 import torch
 from dcndet.models.engine import EngineError
 from dcndet.models.visualization import annotations_of, draw_on_object, on_object, summarise
+from dcndet.models.visualization.on_object import on_object_table
 from pycocotools import mask as rle
 from torch import nn
 
@@ -54,6 +55,18 @@ def test_offsets_lead_away_and_back():
     assert np.isnan(lines.loc["backbone.1", "offsets_weighted"])
     assert lines.loc["backbone.2", "offsets"] == pytest.approx(49 / 81)
     assert lines["regular"].tolist() == pytest.approx([49 / 81] * 3)
+
+
+def test_the_table_leaves_out_what_there_is_not():
+    net = nn.Sequential(layer(1.0), layer(4.0, modulated=False))
+    shares = on_object(toy(net), Dataset([image(SQUARE), image(SQUARE, size=(21, 30))]))
+    shares["image"] = ["a", "a", "b", "b"]
+    lines = on_object_table(*summarise(shares)).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:4]]
+    assert cells[0][:4] == ["backbone.0", "60.5", "51.9", "-8.6 (-8.6 to -8.6)"]
+    assert cells[1][:3] == ["backbone.1", "60.5", "0.0"]
+    assert cells[1][4:] == ["", ""]
+    assert "All 3 intervals" in lines[-1]
 
 
 def test_an_object_between_positions_counts_by_the_nearest_one():
