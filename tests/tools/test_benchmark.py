@@ -123,6 +123,8 @@ def test_family_on_a_cpu(small, run):
                 assert values.get("difference", 0) < 1e-5, (name, implementation)
             assert "difference" in row["results"]["dcn"]
     assert sections["network"][0]["results"].keys() == {"dcn", "grid_sample"}
+    assert [*sections["classifier"][0]["results"]] == ["plain", "dcn", "dcn, ConvOffset2D"]
+    assert text.count("\n| digits, 32×1×28×28 | plain | ") == 1
     assert text.count("\n| InternImage-T, 3×32×32 | dcn | ") == 1
     assert text.startswith("# The rest of the family on a CPU")
 

@@ -141,6 +141,39 @@ def measure_network(repeats: int) -> list[dict]:
     return [case | dict(results=results)]
 
 
+def measure_classifier(repeats: int) -> list[dict]:
+    """The network of the article on ConvOffset2D, plain and with its last three layers replaced."""
+    if importlib.util.find_spec("mmdet") is None:
+        return []
+    from dcndet.models.backbones import SmallCNN
+
+    print("a classifier of digits", flush=True)
+    torch.manual_seed(0)
+    layers = {"plain": None, "dcn": "mdconv", "dcn, ConvOffset2D": "conv_offset"}
+    networks = {
+        name: SmallCNN(
+            (32, 64, 128, 128), (1, 2, 1, 2), deform=conv and dict(layers=3, conv=conv)
+        ).to(memory_format=torch.channels_last)
+        for name, conv in layers.items()
+    }
+    digits = torch.randn(32, 1, 28, 28)
+
+    def forward(network):
+        with torch.no_grad():
+            return network(digits)
+
+    def both(network):
+        return torch.autograd.grad(network(digits)[0].sum(), [*network.parameters()])
+
+    results = {name: {} for name in networks}
+    for kind, call in (("forward", forward), ("both", both)):
+        calls = {name: partial(call, network) for name, network in networks.items()}
+        for name, figures in measure.side_by_side(calls, repeats, "cpu").items():
+            results[name] |= {f"{kind}_{key}": value for key, value in figures.items()}
+    case = dict(case="digits", shape="32×1×28×28", dtype="float32", repeats=repeats)
+    return [case | dict(results=results)]
+
+
 def by_grid_sample(input: Tensor, offset: Tensor, mask: Tensor, group: int) -> Tensor:
     """DCNv3 in plain PyTorch, as its release has it for tests: grid_sample of every group."""
     _, h, w, _ = input.shape

@@ -184,6 +184,7 @@ def run_family(device: str, repeats: int, threads: int) -> dict:
         sections[name] = compare_all(cases, repeats, device)
     if device == "cpu":
         sections["network"] = family.measure_network(few)
+        sections["classifier"] = family.measure_classifier(repeats)
     return sections
 
 

@@ -19,6 +19,7 @@ OPERATORS = {
     "aggregation": "dcnv3 and dcnv4, 3×3, 16 channels per group",
     "deform_kernel": "local_deform_kernel, depthwise, 3×3 of 4×4",
     "network": "InternImage-T, forward",
+    "classifier": "a CNN of four layers, the last three modulated (dcn)",
     "pooling": "deform_roi_pool, 7×7 bins",
 }
 SKIPPED = "{} skipped: they need mmcv's operators (`./scripts/setup.sh --mmcv-ops`)."
