@@ -87,12 +87,26 @@ class SmallDigits(_Digits):
 
 
 @TRANSFORMS.register_module()
-class ToGray(BaseTransform):
-    """Makes ``img`` [H, W] of one in colour (BGR, [H, W, 3]), and leaves another as it is."""
+class ToChannels(BaseTransform):
+    """Makes ``img`` grey [H, W] or BGR [H, W, 3], whichever it was.
+
+    Args:
+        channels (int): 1 or 3.
+
+    Raises:
+        ValueError: another number of channels.
+    """
+
+    def __init__(self, channels):
+        if channels not in (1, 3):
+            raise ValueError(f"channels: expected 1 or 3, got {channels!r}")
+        self.channels = channels
 
     def transform(self, results):
-        if results["img"].ndim == 3:
-            results["img"] = cv2.cvtColor(results["img"], cv2.COLOR_BGR2GRAY)
+        image = results["img"]
+        if self.channels != (image.shape[2] if image.ndim == 3 else 1):
+            code = cv2.COLOR_BGR2GRAY if self.channels == 1 else cv2.COLOR_GRAY2BGR
+            results["img"] = cv2.cvtColor(image, code)
         return results
 
 

@@ -3,7 +3,7 @@ import struct
 import numpy as np
 import pytest
 from dcndet.data.errors import DataError
-from dcndet.data.mnist import MNIST, RandomZoom, SmallDigits
+from dcndet.data.mnist import MNIST, RandomZoom, SmallDigits, ToChannels
 from mmdet.registry import DATASETS
 
 
@@ -68,6 +68,17 @@ def test_small_digits_have_mnists_format():
         assert images.sum() == images[:, 4:-4, 4:-4].sum()
         labels = [dataset.get_data_info(i)["gt_label"] for i in range(len(dataset))]
         assert min(np.bincount(labels)) > 20
+
+
+def test_channels():
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    colour = ToChannels(3)(dict(img=grey))["img"]
+    np.testing.assert_array_equal(colour, np.stack([grey] * 3, -1))
+    np.testing.assert_array_equal(ToChannels(3)(dict(img=colour))["img"], colour)
+    np.testing.assert_array_equal(ToChannels(1)(dict(img=colour))["img"], grey)
+    np.testing.assert_array_equal(ToChannels(1)(dict(img=grey))["img"], grey)
+    with pytest.raises(ValueError, match="channels: expected 1 or 3, got 2"):
+        ToChannels(2)
 
 
 def zoomed(image, index=0, **settings):

@@ -1,10 +1,9 @@
 # ScaledMNIST: in frames of 56×56, 2/3 to twice as large as in MNIST, drawn once.
 data_root = "data/"
 
-pipeline = [
-    dict(type="RandomZoom", zoom=(0.5, 1.5), size=56, seed=0),
-    dict(type="PackDetInputs", meta_keys=("img_shape", "gt_label")),
-]
+zoom = dict(type="RandomZoom", zoom=(0.5, 1.5), size=56, seed=0)
+pack = dict(type="PackDetInputs", meta_keys=("img_shape", "gt_label"))
+pipeline = [zoom, pack]
 train_dataloader = dict(
     batch_size=32,
     num_workers=1,
