@@ -31,14 +31,18 @@ class _Digits(BaseDataset):
         images, labels = self._read()
         group = {} if self.group is None else {"group": self.group}
         samples = zip(images, labels.tolist(), strict=True)
-        return [{"img": image, "gt_label": label, **group} for image, label in samples]
+        return [
+            {"img": image, "img_id": i, "gt_label": label, **group}
+            for i, (image, label) in enumerate(samples)
+        ]
 
 
 @DATASETS.register_module()
 class MNIST(_Digits):
     """MNIST (LeCun et al., 1998): 60,000 handwritten digits to train on, 10,000 to test.
 
-    A sample has ``img`` (uint8 [28, 28], ink is 255), ``gt_label`` and, if given, ``group``.
+    A sample has ``img`` (uint8 [28, 28], ink is 255), ``img_id`` (its place in the split),
+    ``gt_label`` and, if given, ``group``.
 
     Args:
         train (bool): which of the two splits.
@@ -124,8 +128,8 @@ class RandomZoom(BaseTransform):
         per_axis (bool): draw z for each axis of its own, as Keras does.
         size (int, optional): side of the output in pixels; by default that of the input.
         interpolation (str): 'nearest' or 'bilinear'.
-        seed (int, optional): draw from this and the sample's index, the same in every epoch. By
-            default every epoch draws anew.
+        seed (int, optional): draw from this and the sample's ``img_id``, the same in every epoch.
+            By default every epoch draws anew.
 
     Raises:
         ValueError: an argument is out of range.
@@ -134,13 +138,15 @@ class RandomZoom(BaseTransform):
     def __init__(
         self, zoom, shift=0.0, per_axis=False, size=None, interpolation="nearest", seed=None
     ):
-        right = isinstance(zoom, Sequence) and len(zoom) == 2 and 0 < zoom[0] <= zoom[1]
-        if not right:
+        pair = isinstance(zoom, Sequence) and len(zoom) == 2 and all(map(_is_number, zoom))
+        if not pair or not 0 < zoom[0] <= zoom[1]:
             raise ValueError(f"zoom: expected the lowest and the highest, positive, got {zoom!r}")
-        if not 0 <= shift < 1:
+        if not _is_number(shift) or not 0 <= shift < 1:
             raise ValueError(f"shift: expected a share of the side from 0 to 1, got {shift!r}")
         if size is not None and (not isinstance(size, int) or size < 1):
             raise ValueError(f"size: expected a number of pixels from 1 up, got {size!r}")
+        if seed is not None and (not isinstance(seed, int) or seed < 0):
+            raise ValueError(f"seed: expected an integer from 0 up, got {seed!r}")
         flags = {"nearest": cv2.INTER_NEAREST, "bilinear": cv2.INTER_LINEAR}
         if interpolation not in flags:
             raise ValueError(f"interpolation: expected nearest or bilinear, got {interpolation!r}")
@@ -149,7 +155,7 @@ class RandomZoom(BaseTransform):
         self.flags = flags[interpolation] | cv2.WARP_INVERSE_MAP
 
     def transform(self, results):
-        seed = None if self.seed is None else [self.seed, results["sample_idx"]]
+        seed = None if self.seed is None else [self.seed, results["img_id"]]
         # Workers seed numpy's global generator by epoch.
         rng = np.random if seed is None else np.random.default_rng(seed)
         zoom = np.broadcast_to(rng.uniform(*self.zoom, size=1 + self.per_axis), 2)
@@ -162,3 +168,7 @@ class RandomZoom(BaseTransform):
         results["img"] = cv2.warpAffine(image, matrix, after.tolist(), flags=self.flags)
         results["img_shape"] = results["img"].shape[:2]
         return results
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -113,6 +113,7 @@ def parse_args():
         "--box",
         nargs=4,
         type=float,
+        default="detected",
         metavar=("X1", "Y1", "X2", "Y2"),
         help="of the object (default: the best detection around the position)",
     )

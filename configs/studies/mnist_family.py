@@ -4,7 +4,16 @@ base = "../mnist/cnn_20e_mnist-both.py"
 rows = [dict(layers=0)]
 rows += [
     dict(layers=3, conv=conv)
-    for conv in ("dconv", "mdconv", "dcnv3", "dcnv4", "dk_local", "dk_global", "condconv")
+    for conv in (
+        "dconv",
+        "mdconv",
+        "dcnv3",
+        "dcnv4",
+        "dk_local",
+        "dk_global",
+        "dk_mdconv",
+        "condconv",
+    )
 ]
 metrics = {"zoomed": "accuracy/zoomed/top1", "regular": "accuracy/regular/top1"}
 seeds = [0, 1, 2]

@@ -1,5 +1,6 @@
 # The table of the article on ConvOffset2D, the row that it lacks, and other layers in its network.
-# Every row sees 240,000 images. The frozen one starts from configs/mnist/cnn_10e_mnist.py.
+# Every row is trained on 240,000 images. The frozen one starts from configs/mnist/cnn_10e_mnist.py,
+# which has seen 600,000 before: one training, whatever the seed.
 title = "MNIST, regular and zoomed"
 base = "../mnist/cnn_20e_mnist-both.py"
 rows = [

@@ -48,6 +48,7 @@ class SmallCNN(BaseModule):
                 f"pool_after: {pool_after}, but there are {len(channels)} convolutions"
             )
         self.pool_after = pool_after
+        self.pool = nn.MaxPool2d(2)
         self.norm_first = norm_first
         inputs = [in_channels, *channels]
         self.convs = nn.ModuleList(
@@ -63,5 +64,5 @@ class SmallCNN(BaseModule):
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True), 1):
             x = norm(conv(x)).relu() if self.norm_first else norm(conv(x).relu())
             if i in self.pool_after:
-                x = nn.functional.max_pool2d(x, 2)
+                x = self.pool(x)
         return (x,)

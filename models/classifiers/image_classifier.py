@@ -26,8 +26,9 @@ class ImageClassifier(BaseModel):
         init_cfg: as of every mmengine module.
 
     Raises:
-        ValueError: `in_channels` or `num_classes` is out of range, or `frozen` finds no name; in
-            the forward pass, another `mode`, or the backbone has another number of channels.
+        ValueError: `in_channels` or `num_classes` is out of range, or `frozen` is no expression or
+            finds no name; in the forward pass, another `mode`, or the backbone has another number
+            of channels.
     """
 
     def __init__(
@@ -50,7 +51,10 @@ class ImageClassifier(BaseModel):
         self.backbone = MODELS.build(backbone)
         self.head = nn.Linear(in_channels, num_classes)
         if frozen is not None:
-            found = [p for name, p in self.named_parameters() if re.search(frozen, name)]
+            try:
+                found = [p for name, p in self.named_parameters() if re.search(frozen, name)]
+            except (re.error, TypeError) as error:
+                raise ValueError(f"frozen: {frozen!r} is no regular expression: {error}") from error
             if not found:
                 raise ValueError(f"frozen: no parameter has a name with {frozen!r}")
             for parameter in found:

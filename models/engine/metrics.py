@@ -5,10 +5,14 @@ from collections.abc import Sequence
 from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
 
+from .errors import EngineError
+
 
 @METRICS.register_module()
 class Accuracy(BaseMetric):
     """The share of images whose right class is among the k of highest score, in percent.
+
+    Of equal scores the class that is first comes first. Scores that are not numbers are wrong.
 
     Reads `pred_scores` and `gt_label` of each sample. The metrics are `accuracy/top1` (and so on,
     by `topk`) over all images and, over those whose samples have it, `accuracy/GROUP/top1` for each
@@ -19,7 +23,7 @@ class Accuracy(BaseMetric):
         kwargs: all else that mmengine's BaseMetric takes.
 
     Raises:
-        ValueError: a k is no positive integer, or there are fewer classes.
+        ValueError: a k is no positive integer.
     """
 
     default_prefix = "accuracy"
@@ -27,17 +31,22 @@ class Accuracy(BaseMetric):
     def __init__(self, topk: Sequence[int] = (1,), **kwargs) -> None:
         super().__init__(**kwargs)
         listed = isinstance(topk, Sequence) and topk
-        if not listed or not all(isinstance(k, int) and k > 0 for k in topk):
+        if not listed or not all(type(k) is int and k > 0 for k in topk):
             raise ValueError(f"topk: expected integers from 1 up, got {topk!r}")
         self.topk = topk
 
+    def check_dataset(self, dataset) -> None:
+        """Raise EngineError if there are fewer classes than a k: asked before training."""
+        classes = dataset.metainfo["classes"]
+        if max(self.topk) > len(classes):
+            raise EngineError(f"topk: {max(self.topk)}, but there are {len(classes)} classes")
+
     def process(self, data_batch, data_samples: Sequence[dict]) -> None:
         for sample in data_samples:
-            scores = sample["pred_scores"]
-            if max(self.topk) > len(scores):
-                raise ValueError(f"topk: {max(self.topk)}, but there are {len(scores)} classes")
-            best = scores.topk(max(self.topk)).indices.tolist()
-            right = [sample["gt_label"] in best[:k] for k in self.topk]
+            scores, label = sample["pred_scores"], sample["gt_label"]
+            ahead = (scores > scores[label]).sum() + (scores[:label] == scores[label]).sum()
+            known = not scores.isnan().any()
+            right = [known and int(ahead) < k for k in self.topk]
             self.results.append((sample.get("group"), right))
 
     def compute_metrics(self, results: list) -> dict[str, float]:

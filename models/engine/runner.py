@@ -139,7 +139,12 @@ class Runner(mmengine.runner.Runner):
             # default would then seed them alike in every epoch
             dataloader.setdefault("worker_init_fn", {"type": _keep_seeds})
         with redirect_stdout(io.StringIO()):  # pycocotools says that it reads
-            return mmengine.runner.Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+            try:
+                return mmengine.runner.Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+            except ValueError as error:
+                if type(error) is not ValueError:  # such as DataError
+                    raise
+                raise EngineError(f"dataloader: {error}") from error  # settings of a transform
 
     def build_evaluator(self, evaluator):
         with redirect_stdout(io.StringIO()):

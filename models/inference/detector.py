@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import dcndet.data  # noqa: F401  (registers the loader of images)
 import numpy as np
 import torch
+from dcndet.data.errors import DataError
 from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
@@ -115,12 +117,12 @@ class Detector:
         except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
             raise EngineError(f"device {device}: {str(error).splitlines()[0]}") from error
         load, *transforms = get_test_pipeline_cfg(config)
-        if "Load" not in load["type"]:
-            raise EngineError(f"the test pipeline begins with {load['type']}, and loads no image")
         if load["type"].endswith("LoadImageFromNDArray"):
             load = {**load, "type": "LoadImageFromFile"}
-        self._load = TRANSFORMS.build(load)
-        self._transform = Compose([{**load, "type": "mmdet.LoadImageFromNDArray"}, *transforms])
+        self._begins = load["type"]  # where a set is in memory, with no loader
+        if "Load" in self._begins:
+            self._load = TRANSFORMS.build(load)
+            self._transform = Compose([{**load, "type": "mmdet.LoadImageFromNDArray"}, *transforms])
 
     def read(self, path: str | Path) -> np.ndarray:
         """A picture as the detector sees it: uint8 [H, W, 3], BGR, upright.
@@ -176,10 +178,20 @@ class Detector:
         """Pictures as arrays, uint8 [H, W, 3], BGR, and what `model.test_step` takes of them.
 
         Raises:
-            DataError, TypeError, ValueError: as in a call.
+            DataError, TypeError, ValueError: as in a call, or a picture is too thin to be resized.
+            EngineError: the config's test pipeline does not begin with a transform that loads.
         """
+        if "Load" not in self._begins:
+            raise EngineError(
+                f"this config takes no pictures: its test pipeline begins with {self._begins}, "
+                "which loads no image"
+            )
         images = [self._array(picture) for picture in pictures]
-        data = [self._transform({"img": image, "img_id": 0}) for image in images]
+        try:
+            data = [self._transform({"img": image, "img_id": 0}) for image in images]
+        except cv2.error as error:
+            sizes = ", ".join(f"{image.shape[1]}×{image.shape[0]}" for image in images)
+            raise DataError(f"a picture cannot be resized ({sizes} pixels)") from error
         return images, {key: [item[key] for item in data] for key in data[0]}
 
     def _batch(self, pictures, score_thr, classes) -> list[Detections]:

@@ -67,7 +67,7 @@ def write_receptive_fields(
     out_dir: str | Path,
     at: tuple[float, float] | None = None,
     layer: str | None = None,
-    box: tuple[float, float, float, float] | None = None,
+    box: tuple[float, float, float, float] | str | None = "detected",
 ) -> list[Path]:
     """Of each image NAME, the `receptive_field` of every network as NAME_field.png and .npz.
 
@@ -85,7 +85,7 @@ def write_receptive_fields(
         fields: dict[str, ReceptiveField] = {}
         for title, detector in detectors.items():
             first = next(iter(fields.values()), None)
-            place = (at, box) if first is None else (first.at, first.box)
+            place = (at, box) if first is None else (first.asked, first.box)
             fields[title] = receptive_field(detector, image, place[0], layer, place[1])
         written.append(_write(f"{stem}_field", draw_receptive_fields(fields), _flat(fields)))
     return written

@@ -11,7 +11,7 @@ from torch import Tensor
 from dcn.deformable import Samples, deformable_layers
 
 from .figures import grey, panels, rendered, show, style
-from .sampling import chosen_layer
+from .sampling import chosen_layer, short_name
 from .views import view_of, watched
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class OffsetField:
         length: float32 [rows, columns], |Δp| in pixels of the image.
         mask: float32 [rows, columns], Δm, or None where the layer does not modulate.
         extent: (left, right, bottom, top) of the map on the image, in pixels counted from the
-            centre of the first one; padding lies outside of the image.
+            centre of the first one; padding lies outside the image.
     """
 
     length: np.ndarray
@@ -94,7 +94,7 @@ def draw_offset_fields(image: np.ndarray, fields: Mapping[str, OffsetField]) -> 
     """
     parts = []
     for name, field in fields.items():
-        short = name.removeprefix("backbone.")
+        short = short_name(name)
         parts.append((f"{short}: |Δp| [pixels]", field.length, field.extent))
         if field.mask is not None:
             parts.append((f"{short}: Δm", field.mask, field.extent))

@@ -16,7 +16,7 @@ from dcn.deformable import Samples, deformable_layers
 from ..engine.errors import EngineError
 from .annotated import Annotation, annotations_of
 from .figures import DPI, rendered, style
-from .sampling import chosen_layer, stacked
+from .sampling import chosen_layer, short_name, stacked
 from .views import View, centre, view_of, watched
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def draw_on_object(summary: pd.DataFrame, comparisons: int, confidence: float = 
     Returns:
         uint8 [height, width, 3], RGB.
     """
-    names = [name.removeprefix("backbone.") for name in summary.index]
+    names = [short_name(name) for name in summary.index]
     y = np.arange(len(names))
     looks = {
         "regular": ("regular grid", "#1f2328", "s"),

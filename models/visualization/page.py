@@ -22,6 +22,7 @@ from mmengine.config import Config
 from PIL import Image
 from torch import nn
 
+from ..classifiers import ImageClassifier
 from ..engine.errors import EngineError
 from ..inference.detector import Detections, Detector
 from .annotated import validation_set
@@ -234,9 +235,11 @@ def make_page(detector: Detector, examples: Iterable[str | Path] = ()) -> gr.Blo
         examples: paths of images to take instead of an upload; the first is opened at once.
 
     Raises:
-        EngineError: no deformable layer of the model samples the image.
+        EngineError: the model is a classifier, or none of its deformable layers samples the image.
         DataError: an example cannot be read or decoded.
     """
+    if isinstance(detector.model, ImageClassifier):
+        raise EngineError("the page shows detections, and this model is a classifier")
     stages = layers_by_stage(detector.model)
     first = chosen_layer(detector.model, deformable_layers(detector.model), None)
     stage_of = {name: stage for stage, names in stages.items() for name in names}

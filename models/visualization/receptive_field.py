@@ -30,11 +30,12 @@ class ReceptiveField:
     Attributes:
         layer: the module whose output it is.
         at: (x, y) of the position.
+        asked: (x, y) that it is the nearest one to.
         field: float32 [h, w], its sensitivity to every pixel of the resized image without padding;
             the sum is 1.
         area: how many pixels of the image it takes to hold 95.45 % of the field, at the least. Of a
             Gaussian, they are those above 4.55 % of the maximum, which is the paper's definition;
-            this one does not hang on a single pixel where the field is no Gaussian.
+            this one does not depend on a single pixel where the field is no Gaussian.
         centre: (x, y), the mean position, weighted by the field.
         radius: root of the mean squared distance from that centre, weighted by the field, in pixels
             of the image. Of a Gaussian it is √2 of its standard
@@ -46,6 +47,7 @@ class ReceptiveField:
 
     layer: str
     at: tuple[float, float]
+    asked: tuple[float, float]
     field: np.ndarray
     area: float
     centre: tuple[float, float]
@@ -60,7 +62,7 @@ def receptive_field(
     image: "Picture",
     at: tuple[float, float] | None = None,
     layer: str | None = None,
-    box: tuple[float, float, float, float] | None = None,
+    box: tuple[float, float, float, float] | str | None = "detected",
     draws: int = DRAWS,
 ) -> ReceptiveField:
     """The effective receptive field of the output position that is nearest to a point.
@@ -75,29 +77,29 @@ def receptive_field(
         image: as `Detector` takes it.
         at: (x, y) in pixels of the image; by default the centre of the best detection, or of the
             image where nothing is found.
-        layer: any module of the backbone that puts out a map; by default the backbone itself, whose
+        layer: any module of the backbone that returns a map; by default the backbone itself, whose
             last map counts.
-        box: of the object (x1, y1, x2, y2); by default the best detection that `at` is in.
+        box: of the object (x1, y1, x2, y2); 'detected' is the best detection that `at` is in, None
+            is none.
         draws: backward passes.
 
     Raises:
         DataError, TypeError, ValueError: as `Detector` does of what is no picture.
-        EngineError: the backbone has no such module or it puts out no map, `at` is outside of the
+        EngineError: the backbone has no such module or it returns no map, `at` is outside the
             image, or nothing in the image changes the output there.
     """
     backbone = detector.model.backbone
     layer = "backbone" if layer is None else layer
     module = _module(backbone, layer)
     view = view_of(detector, image)
-    if at is not None:
-        view.check(at)
-    if at is None or box is None:
+    view.check(at, None if box == "detected" else box)
+    if at is None or box == "detected":
         with torch.no_grad():
             boxes, _ = detections_of(detector.model(**view.data, mode="predict"))
         height, width = view.image.shape[:2]
         if at is None:
             at = centre(boxes[0] if len(boxes) else (0, 0, width, height))
-        if box is None:
+        if box == "detected":
             box = next((tuple(map(float, b)) for b in boxes if _contains(b, at)), None)
     inputs = view.inputs.detach().requires_grad_()
     outputs: list[tuple[Tensor, tuple[float, float]]] = []
@@ -112,7 +114,7 @@ def receptive_field(
         handle.remove()
     if not outputs:
         raise EngineError(f"layer: {layer} is not run on its own; name a module inside of it")
-    values, at = outputs[-1]
+    asked, (values, at) = at, outputs[-1]
     generator = torch.Generator().manual_seed(0)
     squares = torch.zeros(inputs.shape[2:], dtype=torch.float64)
     for _ in range(draws):
@@ -130,7 +132,7 @@ def receptive_field(
     area, middle, radius = figures_of(field, view.scale)
     inside = None if box is None else share_inside(field, view.scale, box)
     return ReceptiveField(
-        layer, at, field.astype(np.float32), area, middle, radius, box, inside, view.image
+        layer, at, asked, field.astype(np.float32), area, middle, radius, box, inside, view.image
     )
 
 
@@ -188,7 +190,7 @@ def _at(view: View, layer: str, output, at, channels_last: bool) -> tuple[Tensor
     while isinstance(output, list | tuple):
         output = output[-1]
     if output.dim() != 4:
-        raise EngineError(f"layer: {layer} puts out no map, but {[*output.shape]}")
+        raise EngineError(f"layer: {layer} returns no map, but {[*output.shape]}")
     height, width = view.inputs.shape[2:]
     ratios = [
         abs(np.log(h * width / (w * height))) for h, w in (output.shape[2:], output.shape[1:3])

@@ -41,7 +41,7 @@ class SamplingPoints:
     Attributes:
         layers: names, from the output inwards.
         at: (x, y) of the output position; of RoIs, the centre of the first.
-        x, y: float32 [n], the points; some can lie outside of the image.
+        x, y: float32 [n], the points; some can lie outside the image.
         weight: float32 [n], the product of their modulation through the layers; ones where no layer
             modulates. DCNv4's can be negative.
         rest_x, rest_y: float32 [n], where they would be without offsets.
@@ -66,7 +66,7 @@ class SamplingPoints:
 
     @property
     def outside(self) -> int:
-        """How many of the points lie outside of the image."""
+        """How many of the points lie outside the image."""
         height, width = self.image.shape[:2]
         inside = (self.x >= -0.5) & (self.x <= width - 0.5)
         inside &= (self.y >= -0.5) & (self.y <= height - 0.5)
@@ -110,7 +110,7 @@ def sampling_points(
     Raises:
         DataError, TypeError, ValueError: as `Detector` does of what is no picture.
         EngineError: no deformable layer samples the image, there is none called `layer` or it
-            samples no image, `at` is outside of the image, fewer than `depth` layers lie up to
+            samples no image, `at` is outside the image, fewer than `depth` layers lie up to
             `layer`, or RoI pooling is to be shown where nothing was detected.
     """
     layers = deformable_layers(detector.model)
@@ -245,9 +245,8 @@ def _of_position(view: View, stack: dict[str, Samples], at: tuple[float, float])
     points = rest = torch.tensor([at], dtype=torch.float32)
     weight = torch.ones(1)
     for field in fields:
-        # What lies between two layers may pool: the same place, in pixels of the next output.
-        ratio = torch.tensor([field.size[1] / size[1], field.size[0] / size[0]])
-        points, rest = ((xy + 0.5) * ratio - 0.5 for xy in (points, rest))
+        # What lies between two layers may stride or pool: the same place, on the next output.
+        points, rest = (view.between(xy, size, field.size) for xy in (points, rest))
         points, mask = field.read(points)
         points, rest = points.flatten(0, 1), field.at_rest(rest).flatten(0, 1)
         weight = (weight[:, None] * mask).flatten()
@@ -291,7 +290,8 @@ def _of_rois(
     scale = torch.tensor(view.scale)
     rois = torch.cat([rois[:, 1:].float().cpu() for _, rois in calls]) / scale.repeat(2)
     overlap, best = box_iou(torch.from_numpy(boxes), rois).max(1)
-    best = best[overlap >= MIN_IOU].unique_consecutive()
+    # One RoI may be detected as several classes.
+    best = torch.tensor([*dict.fromkeys(best[overlap >= MIN_IOU].tolist())], dtype=torch.long)
     if not len(best):
         raise EngineError(
             f"layer: {layer} has pooled no RoI that one of these detections stems from"
@@ -309,7 +309,7 @@ def _of_rois(
 def draw_points(points: SamplingPoints) -> np.ndarray:
     """The image with the points on it, as `add_points` draws them.
 
-    What lies outside of the image is not drawn, but counted in the title.
+    What lies outside the image is not drawn, but counted in the title.
 
     Returns:
         uint8 [height, width, 3], RGB.

@@ -28,7 +28,8 @@ class View:
     Positions of points, here and in all pictures, are (x, y) in pixels of the image, counted from
     the centre of the first one: the upper left corner of the image is at (-0.5, -0.5). A pixel of a
     map lies where the kernels that lead to it are centred. Of stride s, pixel p of a ResNet is at
-    p · s of the input, and one of a network without padding at (p + 0.5) · s - 0.5.
+    p · s of the input, and one of a network without padding at (p + 0.5) · s - 0.5. Maps are told
+    by their size: where branches that disagree lead to one size, the one that is run first counts.
 
     Attributes:
         image: uint8 [H, W, 3], RGB.
@@ -52,6 +53,13 @@ class View:
         """(x, y): pixels of the image for one of a map of `size` (rows, columns)."""
         return self._grid(size)[0] / self.scale
 
+    def between(self, xy: Tensor, size: tuple[float, float], other: tuple[float, float]) -> Tensor:
+        """Positions [..., 2] on a map of `size`, on one of the size `other`."""
+        (step, first), (other_step, other_first) = self._grid(size), self._grid(other)
+        return xy * xy.new_tensor(step / other_step) + xy.new_tensor(
+            (first - other_first) / other_step
+        )
+
     def to_image(self, xy: ArrayLike, size: tuple[float, float]) -> np.ndarray:
         """Of positions [..., 2] on a map of `size` (rows, columns)."""
         step, first = self._grid(size)
@@ -69,18 +77,27 @@ class View:
         known = self.grids.get((int(size[0]), int(size[1])))
         if known is not None:
             return known
-        # A map that no convolution or pooling of the backbone puts out: it covers the input.
+        # A map that no convolution or pooling of the backbone returns: it covers the input.
         height, width = self.inputs.shape[2:]
         step = np.array([width / size[1], height / size[0]])
         return step, (step - 1) / 2
 
-    def check(self, at: tuple[float, float]) -> None:
-        """Refuse a point outside of the image, by an EngineError."""
+    def check(
+        self,
+        at: tuple[float, float] | None = None,
+        box: tuple[float, float, float, float] | None = None,
+    ) -> None:
+        """Refuse a point outside the image, or a box without area in it, by an EngineError."""
         height, width = self.image.shape[:2]
-        if not (0 <= at[0] < width and 0 <= at[1] < height):
-            raise EngineError(
-                f"at: ({at[0]:g}, {at[1]:g}) is outside of the image of {width}×{height} pixels"
-            )
+        of = f"the image of {width}×{height} pixels"
+        if at is not None and not (0 <= at[0] < width and 0 <= at[1] < height):
+            raise EngineError(f"at: ({at[0]:g}, {at[1]:g}) is outside {of}")
+        if box is None:
+            return
+        x1, y1, x2, y2 = box
+        if not (max(x1, 0) < min(x2, width) and max(y1, 0) < min(y2, height)):
+            shown = ", ".join(f"{side:g}" for side in box)
+            raise EngineError(f"box: ({shown}) is no x1 < x2, y1 < y2 that overlaps {of}")
 
 
 def view_of(detector: "Detector", image: "Picture") -> View:
@@ -125,7 +142,7 @@ def _grids(
             for name in ("kernel_size", "stride", "padding", "dilation")
         )
         extent = (kernel - 1) * dilation
-        # TensorFlow's padding hangs on the size, and its smaller half goes to the top and left.
+        # TensorFlow's padding depends on the size, and its smaller half goes to the top and left.
         missing = (np.array(out[::-1]) - 1) * stride + extent + 1 - np.array(size[::-1])
         before_first = np.where(padding > 0, padding, np.maximum(missing, 0) // 2)
         step, first = grids[size]

@@ -30,7 +30,9 @@ def test_mnist(tmp_path):
     assert len(dataset) == 50
     assert dataset.metainfo["classes"] == tuple("0123456789")
     info = dataset.get_data_info(13)
-    assert (info["gt_label"], info["group"], info["sample_idx"]) == (3, "plain", 13)
+    assert (info["gt_label"], info["group"], info["img_id"]) == (3, "plain", 13)
+    some = MNIST(data_root=f"{tmp_path}/", train=False, indices=[13, 5])
+    assert [some.get_data_info(i)["img_id"] for i in range(2)] == [13, 5]
     np.testing.assert_array_equal(info["img"], images[13])
     assert "group" not in MNIST(data_root=f"{tmp_path}/", train=False).get_data_info(0)
 
@@ -82,7 +84,7 @@ def test_channels():
 
 
 def zoomed(image, index=0, **settings):
-    return RandomZoom(**settings)(dict(img=image, sample_idx=index))["img"]
+    return RandomZoom(**settings)(dict(img=image, img_id=index))["img"]
 
 
 @pytest.fixture
@@ -100,6 +102,15 @@ def test_zoom_divides_the_size(square, z, side):
     low = 14 - side // 2
     expected[low : low + side, low : low + side] = 200
     np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("size", [7, 10])
+def test_centres_lie_on_each_other(size):
+    """Of a ramp, output pixel o shows 10 times the input's position."""
+    ramp = np.tile(np.arange(0, 240, 10, dtype=np.uint8), (24, 1))
+    out = zoomed(ramp, zoom=(1.5, 1.5), size=size, interpolation="bilinear")
+    expected = 10 * (11.5 + 1.5 * (np.arange(size) - (size - 1) / 2))
+    np.testing.assert_allclose(out, np.tile(expected, (size, 1)), atol=1)
 
 
 def test_a_larger_frame(square):
@@ -145,6 +156,11 @@ def test_seed(square):
         ("zoom", 2),
         ("shift", -0.1),
         ("shift", 1),
+        ("shift", "x"),
+        ("zoom", ("a", "b")),
+        ("zoom", "ab"),
+        ("seed", -1),
+        ("seed", "x"),
         ("size", 0),
         ("size", 2.0),
         ("interpolation", "cubic"),

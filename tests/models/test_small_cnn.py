@@ -69,6 +69,8 @@ def test_frozen():
     backbone = dict(type="SmallCNN", channels=[4])
     with pytest.raises(ValueError, match="frozen: no parameter has a name with 'conv1'"):
         ImageClassifier(backbone, 4, 10, frozen="conv1")
+    with pytest.raises(ValueError, match=r"frozen: '\[' is no regular expression"):
+        ImageClassifier(backbone, 4, 10, frozen="[")
 
 
 @pytest.mark.parametrize(

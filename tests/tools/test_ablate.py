@@ -30,6 +30,7 @@ from tools.ablation.study import COCO, Study, StudyError
 from tools.ablation.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
+MNIST = ROOT / "configs/mnist/cnn_10e_mnist.py"
 DIGITS = ROOT / "configs/quickstart/faster-rcnn_r18_fpn_digits.py"
 
 # In place of tools/train.py. What a run does stands in the file `script` of its study's folder:
@@ -195,6 +196,10 @@ def test_the_studies_of_this_repository(study):
             dict(rows=[dict(name=n, layers=0, conv=n) for n in ("dconv", "mdconv")], axes=None),
             "the cells 'dconv' and 'mdconv' are the same",
         ),
+        (dict(metrics={}), "metrics: expected what is logged by name, got {}"),
+        (dict(metrics={"AP": 1}), "metrics: expected what is logged by name"),
+        (dict(metrics={"seed": "a/b"}), "metrics: the table has another column 'seed'"),
+        (dict(base=str(MNIST), axes={"pool": ["align"]}), "pool: the base is no two-stage"),
         (dict(rows=[dict(name="..", layers=3)], axes=None), "'..' cannot name a folder"),
         (dict(rows=[dict(name="x" * 200, layers=3)], axes=None), "cannot name a folder"),
     ],
@@ -204,6 +209,39 @@ def test_bad_studies_are_refused_by_name(tmp_path, content, message):
     with pytest.raises(StudyError, match=message) as error:
         Study.read(path)
     assert str(path) in str(error.value)
+
+
+def test_a_study_of_classifiers_compares_what_it_names(tmp_path, capsys):
+    settings = dict(base=str(MNIST), seeds=[0], axes={"layers": [0, 3]})
+    assert Study.read(write(tmp_path, **settings)).metrics.keys == {"top-1": "accuracy/top1"}
+    metrics = {"zoomed": "accuracy/zoomed/top1", "all": "accuracy/top1"}
+    runs = Study.read(write(tmp_path, **settings, metrics=metrics)).runs(tmp_path / "runs")
+    logs = runs[0].folder / "1" / "vis_data" / "scalars.json"
+    lines = [dict(loss=1.0, time=0.1, step=5)]
+    lines += [
+        {"accuracy/zoomed/top1": 70.5 + e, "accuracy/top1": 80 + e, "step": e} for e in (1, 2)
+    ]
+    write_text(logs, "".join(json.dumps(line) + "\n" for line in lines))
+    write_text(runs[0].config, f"# {' '.join(runs[0].identity)}\n")
+    assert read_record(runs[0]).metrics == {"zoomed": 72.5, "all": 82}
+    results = make_results(Study.read(tmp_path / "study.py"), [(runs[0], read_record(runs[0]))], {})
+    table = as_text(results)
+    assert [*table.columns[:3]] == ["seeds", "zoomed", "difference"]
+    assert table.loc["0 layers", ["zoomed", "all"]].tolist() == ["72.50", "82.00"]
+
+    # The same column of something else: the record that is there is of no use.
+    [run, _] = Study.read(write(tmp_path, **settings, metrics={"zoomed": "accuracy/top1"})).runs(
+        tmp_path / "runs"
+    )
+    assert read_record(run).metrics == {"zoomed": 82}
+    assert "it has other metrics" in capsys.readouterr().out
+    [run, _] = Study.read(write(tmp_path, **settings, metrics={"x": "accuracy/zomed"})).runs(
+        tmp_path / "runs"
+    )
+    with pytest.raises(
+        StudyError, match="no accuracy/zomed, but accuracy/zoomed/top1, accuracy/top1"
+    ):
+        running.collect(run)
 
 
 def test_files_that_are_no_study(tmp_path):

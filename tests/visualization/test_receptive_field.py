@@ -104,9 +104,9 @@ def test_area_and_radius_of_a_gaussian():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(at=(9, 0)), r"at: \(9, 0\) is outside of the image of 9×9"),
+        (dict(at=(9, 0)), r"at: \(9, 0\) is outside the image of 9×9"),
         (dict(layer="backbone.7"), r"no module backbone\.7; there are backbone, backbone\.0, "),
-        (dict(layer="backbone.1"), r"backbone\.1 puts out no map, but \[1, 81\]"),
+        (dict(layer="backbone.1"), r"backbone\.1 returns no map, but \[1, 81\]"),
     ],
 )
 def test_refusals(kwargs, message):

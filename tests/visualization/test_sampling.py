@@ -177,7 +177,7 @@ def test_bins_of_the_rois_that_detections_stem_from():
         (
             toy(nn.Sequential(conv())),
             dict(at=(40, 3)),
-            "at: (40, 3) is outside of the image of 40×30",
+            "at: (40, 3) is outside the image of 40×30",
         ),
         (
             toy(nn.Sequential(conv(), conv())),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from .intervals import compare
-from .study import Run, Study, StudyError
+from .study import COCO, Run, Study, StudyError
 
 RECORD = "run.json"
 COSTS = ["seconds_per_iteration", "memory_mb", "parameters", "gflops"]
@@ -27,6 +27,7 @@ class Record:
     seconds: float | None = None  # from start to end, None where it was interrupted
     iteration: float | None = None  # seconds, the median of what training logged
     memory: float | None = None  # peak: of the GPU, or of the process where there is none
+    logged: dict[str, str] = field(default_factory=COCO.keys.copy)  # as what, by a metric's name
 
     @property
     def state(self) -> str:
@@ -52,6 +53,8 @@ def read_record(run: Run) -> Record:
         record = Record(**json.loads(path.read_text(encoding="utf-8")))
         if record.finished and not record.metrics.keys() >= run.metrics.keys.keys():
             raise ValueError("a metric is missing")
+        if record.finished and record.logged != run.metrics.keys:
+            raise ValueError("it has other metrics")
         return record
     except FileNotFoundError:  # tools/ablate.py may have stopped before it
         pass
@@ -103,6 +106,10 @@ def collect(run: Run) -> Record:
     """
     log, epochs = read_log(run.folder), run.content.train_cfg.max_epochs
     curves = {name: curve(log, key) for name, key in run.metrics.keys.items()}
+    unknown = [run.metrics.keys[name] for name, values in curves.items() if values.empty]
+    known = [key for key in log if "/" in key and not key.startswith("offsets/")]
+    if unknown and known:
+        raise StudyError(f"{run.folder}: its logs have no {unknown[0]}, but {', '.join(known)}")
     last = min(values.last_valid_index() or 0 for values in curves.values())
     if last != epochs or "loss" not in log:
         what = f"the evaluation of epoch {epochs}, the last one is of {last:.0f}"
@@ -111,6 +118,7 @@ def collect(run: Run) -> Record:
     return Record(
         finished=True,
         metrics={name: float(values.iloc[-1]) for name, values in curves.items()},
+        logged=run.metrics.keys,
         iteration=float(training["time"].median()),
         memory=float(training["memory"].max()) if "memory" in training else None,
     )

@@ -27,6 +27,10 @@ CHOICES = {
 AXES = ("layers", "stages", *CHOICES)  # with a name of their own
 LABELS = {"layers": "{} layers", "conv": "{}", "pool": "{}", "mimic": "mimic {}"}
 WEIGHTS = r'"(?:load_from|checkpoint)": ("(?:\\.|[^"\\])+")'  # in a config's JSON
+# Of the tables of results.
+COLUMNS = ("cell", "seed", "seeds", "state", "folder", "error", "seconds", "finished", "failed")
+COLUMNS += ("difference", "low", "high", "seeds needed", "parameters", "gflops", "memory_mb")
+COLUMNS += ("seconds_per_iteration",)
 OWN = ("randomness.seed", "work_dir", "resume")  # set by tools/ablate.py itself
 
 
@@ -217,14 +221,18 @@ def _require(right: Any, message: str) -> None:
 
 def is_classification(config: Config) -> bool:
     """Whether it is evaluated by its accuracy."""
-    return config.get("val_evaluator", {}).get("type") == "Accuracy"
+    evaluators = config.get("val_evaluator", {})
+    evaluators = evaluators if isinstance(evaluators, list | tuple) else [evaluators]
+    return any(evaluator.get("type") == "Accuracy" for evaluator in evaluators)
 
 
 def _metrics(content: dict[str, Any], config: Config) -> Metrics:
     of_base = ACCURACY if is_classification(config) else COCO
     own = content.get("metrics", of_base.keys)
-    right = own and all(isinstance(key, str) for key in own.values())
+    right = own and all(isinstance(part, str) for item in own.items() for part in item)
     _require(right, f"metrics: expected what is logged by name, got {own!r}")
+    for name in own:
+        _require(name not in {*COLUMNS, *AXES}, f"metrics: the table has another column {name!r}")
     return replace(of_base, keys=own)
 
 
