@@ -42,7 +42,7 @@ def main():
             other = Detector(config, existing_checkpoint(checkpoint), args.device)
             detectors[title(config, checkpoint, detectors)] = other
         written = write_receptive_fields(
-            detectors, args.images, args.out_dir, args.at, args.layer, args.box
+            detectors, args.images, args.out_dir, args.at, args.layer, args.box or "detected"
         )
     elif args.what == "embedding":
         written = [write_embedding(detector, validation_set(cfg), args.out_dir, args.images)]
@@ -113,7 +113,6 @@ def parse_args():
         "--box",
         nargs=4,
         type=float,
-        default="detected",
         metavar=("X1", "Y1", "X2", "Y2"),
         help="of the object (default: the best detection around the position)",
     )

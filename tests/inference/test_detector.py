@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from dcndet.data.errors import DataError
 from dcndet.models import Detector
 from dcndet.models.engine import EngineError
 from mmdet.apis import DetInferencer, inference_detector, init_detector
@@ -101,6 +102,12 @@ def test_refuses_what_is_no_picture(checkpoint, picture, error, message):
     config = Config.fromfile(TINY)
     with pytest.raises(error, match=message):
         Detector(config, checkpoint, device="cpu")(picture)
+
+
+def test_a_picture_that_is_too_thin(quickstart_checkpoint):
+    detector = Detector(QUICKSTART, quickstart_checkpoint)
+    with pytest.raises(DataError, match=r"a picture cannot be resized \(4000×3 pixels\)"):
+        detector(np.zeros((3, 4000, 3), np.uint8))
 
 
 def test_what_cannot_be_loaded_is_named(checkpoint, quickstart_checkpoint):

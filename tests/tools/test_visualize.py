@@ -97,7 +97,7 @@ def test_refusals(visualize, weights, tmp_path, dataset):
     for arguments, files, message in (
         (["points", tmp_path / "text.png"], {}, "text.png is not an image"),
         (["points", "0.png", tmp_path / "0.png"], {}, "both would be written as 0"),
-        (["points", "0.png", "--at", 64, 0], {}, "at: (64, 0) is outside of the image of 64×64"),
+        (["points", "0.png", "--at", 64, 0], {}, "at: (64, 0) is outside the image of 64×64"),
         (["points", "0.png", "--depth", 3], {}, "depth: 3, but 2 deformable layers"),
         (["points", "0.png"], regular, "no deformable layers"),
         (["points", "0.png"], dict(checkpoint=weights[2]), "does not fit the model"),

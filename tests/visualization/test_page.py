@@ -15,6 +15,7 @@ import pytest
 import torch
 from dcndet.data.errors import DataError
 from dcndet.models import Detector
+from dcndet.models.classifiers import ImageClassifier
 from dcndet.models.engine import EngineError
 from dcndet.models.inference import Detections
 from dcndet.models.visualization import draw_boxes, sampling_points
@@ -172,6 +173,12 @@ def test_layers_are_offered_by_stage(page):
         page.layers_by_stage(nn.Sequential(nn.Conv2d(1, 1, 1)))
     with pytest.raises(EngineError, match="none on the image"):
         page.layers_by_stage(nn.Sequential(scope))
+
+
+def test_a_classifier_has_no_page(page):
+    model = ImageClassifier(dict(type="SmallCNN", channels=[4], _scope_="mmdet"), 4, 10)
+    with pytest.raises(EngineError, match="this model is a classifier"):
+        page.make_page(SimpleNamespace(model=model))
 
 
 def test_one_request_at_a_time_and_a_click_before_an_image(page, detector):

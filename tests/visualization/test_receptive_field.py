@@ -4,7 +4,9 @@ import torch
 from dcndet.models.backbones import DeformResNet, InternImage
 from dcndet.models.engine import EngineError
 from dcndet.models.visualization import draw_receptive_fields, receptive_field
+from dcndet.models.visualization.files import write_receptive_fields
 from dcndet.models.visualization.receptive_field import figures_of, share_inside
+from PIL import Image
 from torch import nn
 
 from dcn import DeformConv2d
@@ -105,6 +107,12 @@ def test_area_and_radius_of_a_gaussian():
     ("kwargs", "message"),
     [
         (dict(at=(9, 0)), r"at: \(9, 0\) is outside the image of 9×9"),
+        (
+            dict(box=(5, 5, 5, 9)),
+            r"box: \(5, 5, 5, 9\) is no x1 < x2, y1 < y2 that ",
+        ),
+        (dict(box=(9, 0, 12, 9)), r"box: \(9, 0, 12, 9\) is no"),
+        (dict(box=(0, float("nan"), 5, 5)), r"box: \(0, nan, 5, 5\) is no"),
         (dict(layer="backbone.7"), r"no module backbone\.7; there are backbone, backbone\.0, "),
         (dict(layer="backbone.1"), r"backbone\.1 returns no map, but \[1, 81\]"),
     ],
@@ -113,6 +121,22 @@ def test_refusals(kwargs, message):
     net = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Flatten())
     with pytest.raises(EngineError, match=message):
         receptive_field(toy(net), (9, 9), **kwargs)
+
+
+def test_networks_share_position_and_box(tmp_path):
+    """Those of the first one, also at the edge, and also where it detects nothing."""
+    image = np.zeros((9, 9, 3), np.uint8)
+    net = nn.Sequential(nn.Conv2d(3, 1, 3, padding=1))
+    detectors = {"a": toy(net, scale=(2, 2)), "b": toy(net, [[0, 0, 4, 4]])}
+    Image.fromarray(image).save(tmp_path / "0.png")
+    for detector in detectors.values():
+        prepare = detector.prepare
+        detector.prepare = lambda pictures, prepare=prepare: prepare([image])
+    write_receptive_fields(detectors, [str(tmp_path / "0.png")], tmp_path, at=(0, 0))
+    numbers = np.load(tmp_path / "0_field.npz")
+    assert numbers["a/asked"].tolist() == numbers["b/asked"].tolist() == [0, 0]
+    assert numbers["a/at"].tolist() != [0, 0]
+    assert "b/box" not in numbers
 
 
 def test_networks_stand_side_by_side():

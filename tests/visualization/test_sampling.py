@@ -52,6 +52,16 @@ def test_two_layers_at_rest_sample_five_by_five_points():
     }
 
 
+def test_a_stride_between_two_layers_moves_no_point():
+    """A 1×1 convolution that strides, as in Caffe's ResNets, keeps the pixels that it reads."""
+    net = nn.Sequential(conv(), nn.Conv2d(3, 3, 1, 2), conv())
+    points = sampling_points(toy(net), (40, 56), at=(30, 17), depth=2)
+    assert points.at == (30, 16)
+    assert sorted({*points.rest_x.round(3).tolist()}) == [27, 28, 29, 30, 31, 32, 33]
+    assert points.y.mean() == pytest.approx(16)
+    np.testing.assert_allclose(points.x, points.rest_x)
+
+
 def test_offsets_move_points_by_strides_of_the_image():
     """The map has a stride of 4 in an input that is 2 (3) times as wide (high) as the image."""
     net = nn.Sequential(nn.Conv2d(3, 3, 4, 4), conv((0.5, -1.25)), conv((-0.25, 0.75)))
