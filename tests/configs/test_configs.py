@@ -12,7 +12,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from dcn import DeformConv2d, DeformKernelConv2d
+from dcn import LAYERS, DeformKernelConv2d
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(
@@ -108,7 +108,8 @@ def test_a_number_of_layers_can_be_given_to_every_config(file):
     config.model.backbone.init_cfg = None
     with torch.device("meta"):
         backbone = MODELS.build(config.model.backbone)
-    assert len([m for m in backbone.modules() if isinstance(m, DeformConv2d)]) == 9
+    layer = LAYERS[config.model.backbone.deform.get("conv", "mdconv")].cls
+    assert len([m for m in backbone.modules() if isinstance(m, layer)]) == 9
 
 
 @pytest.mark.parametrize(
