@@ -49,7 +49,7 @@ class ConvOffset2D(nn.Module, Deformable):
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, init_std: float = 0.0) -> "ResampledConv2d":
         """In place of a convolution: resample its input, at first where it is, then convolve."""
-        layer = ResampledConv2d(*geometry_of(conv), conv.bias is not None, init_std)
+        layer = ResampledConv2d(*geometry_of(conv), conv.bias is not None, init_std=init_std)
         return take_over(layer.to(conv.weight), conv)
 
     def reset_parameters(self) -> None:
@@ -76,25 +76,12 @@ class ResampledConv2d(nn.Conv2d, Deformable):
     """A convolution of a map that the child `offset`, a `ConvOffset2D`, has resampled.
 
     Args:
-        all: as in `nn.Conv2d`, and `init_std` as in `ConvOffset2D`.
+        init_std: as in `ConvOffset2D`; all others as in `nn.Conv2d`.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        init_std: float = 0.01,
-    ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
-        )
-        self.offset = ConvOffset2D(in_channels, init_std)
+    def __init__(self, *args, init_std: float = 0.01, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.offset = ConvOffset2D(self.in_channels, init_std)
 
     def samples(self, input: Tensor) -> Samples:
         """A group per channel; its points are what the kernel reads of the resampled map."""
