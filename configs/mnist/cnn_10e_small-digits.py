@@ -1,4 +1,4 @@
-# The article's plain network on scikit-learn's digits: no download, about a minute.
+# The article's plain network on scikit-learn's digits: no download, minutes.
 _base_ = "./cnn_10e_mnist.py"
 
 train_dataloader = dict(dataset=dict(type="SmallDigits"))
