@@ -13,7 +13,7 @@ from mmengine.runner.amp import autocast
 from mmengine.utils import apply_to
 from torch import nn
 
-from dcn import DeformConv2d, DeformKernelConv2d, DeformRoIPool
+from dcn import DeformConv2d, DeformKernelConv2d, DeformRoIPool, LocalDeformKernel2d
 
 from .errors import EngineError
 
@@ -54,11 +54,12 @@ def mixed_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 def with_slow_offsets(cfg: dict, model: nn.Module) -> dict:
     """The `cfg` of an optimizer wrapper, with the rates that the papers' offsets of `model` have.
 
-    They are a tenth for deformable convolutions (arXiv 1811.11168, section 3.2) and a hundredth for
-    DCNv1's RoI pooling, whose only layer predicts the offsets (the authors' code). mdpool's have
-    the full rate. A layer that one of the config's `custom_keys` names has that share of what the
-    key gives it. A key that names `conv_offset`, `offset_conv` or `offset_fc` leaves those layers
-    as they are.
+    They are a tenth for deformable convolutions (arXiv 1811.11168, section 3.2), and for those of
+    local deformable kernels, which at the full rate learn worse from scratch (docs/results). They
+    are a hundredth for DCNv1's RoI pooling, whose only layer predicts the offsets (the authors'
+    code). mdpool's have the full rate. A layer that one of the config's `custom_keys` names has
+    that share of what the key gives it. A key that names `conv_offset`, `offset_conv`,
+    `rotation_conv` or `offset_fc` leaves those layers as they are.
     """
     given = ((cfg.get("paramwise_cfg") or {}).get("custom_keys")) or {}
     shares = {}
@@ -66,8 +67,10 @@ def with_slow_offsets(cfg: dict, model: nn.Module) -> dict:
         name = name.removeprefix("module.")
         if isinstance(module, DeformConv2d):
             shares[f"{name}.conv_offset"] = 0.1
-        elif isinstance(module, DeformKernelConv2d):
-            shares[f"{name}.offset_conv"] = 0.1
+        elif isinstance(module, LocalDeformKernel2d):
+            shares[f"{name}.rotation_conv"] = 0.1
+            if isinstance(module, DeformKernelConv2d):
+                shares[f"{name}.offset_conv"] = 0.1
         elif (
             isinstance(module, DeformRoIPool)
             and not module.modulated

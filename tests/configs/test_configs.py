@@ -12,7 +12,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from dcn import LAYERS, DeformKernelConv2d
+from dcn import LAYERS, DeformKernelConv2d, LocalDeformKernel2d
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(
@@ -74,10 +74,15 @@ def test_offset_convolutions_learn_at_a_tenth():
     assert any("offset_fc" in name for name in fast)  # the paper: the pooling's learn at full rate
 
 
-def test_input_offsets_of_deformable_kernels_learn_at_a_tenth():
-    model = nn.Sequential(DeformKernelConv2d(4, 8, 8, 3, groups=8))
-    wrapper = with_slow_offsets(dict(optimizer=dict(type="SGD", lr=0.02)), model)
-    assert wrapper["paramwise_cfg"]["custom_keys"] == {"0.offset_conv": dict(lr_mult=0.1)}
+def test_offsets_of_deformable_kernels_learn_at_a_tenth():
+    kernels = [kind(4, 8, 8, 3, groups=8) for kind in (LocalDeformKernel2d, DeformKernelConv2d)]
+    cfg = dict(optimizer=dict(type="SGD", lr=0.02))
+    wrapper = with_slow_offsets(cfg, nn.Sequential(*kernels))
+    assert wrapper["paramwise_cfg"]["custom_keys"] == {
+        "0.rotation_conv": dict(lr_mult=0.1),
+        "1.rotation_conv": dict(lr_mult=0.1),
+        "1.offset_conv": dict(lr_mult=0.1),
+    }
 
 
 @pytest.mark.parametrize(
