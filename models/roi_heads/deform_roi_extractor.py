@@ -123,4 +123,7 @@ class DeformRoIExtractor(SingleRoIExtractor):
             self.roi_layers[i if self.per_level else 0](feats[i], rois[index], 1 / stride)
             for i, (index, stride) in enumerate(zip(by_level, self.featmap_strides, strict=True))
         ]
-        return torch.cat(pooled)[torch.cat(by_level).argsort()]
+        # From `levels` and not `by_level`, so that torch.export knows how many rows there are.
+        count = rois.shape[0]
+        order = (levels * count + torch.arange(count, device=rois.device)).argsort()
+        return torch.cat(pooled)[order.argsort()]
