@@ -9,6 +9,7 @@
 #include <fstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 // A binary PPM (P6) without comments as [1, 3, H, W] of uint8, in RGB.
 at::Tensor read_ppm(const std::string& path) {
@@ -52,6 +53,9 @@ int main(int argc, char** argv) try {
         std::printf("\n");
     }
     return 0;
+} catch (const c10::Error& error) {
+    std::fprintf(stderr, "error: %s: %s\n", argv[1], error.what_without_backtrace());
+    return 1;
 } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return 1;

@@ -178,7 +178,8 @@ dcn::Tensor samples(const dcn::Tensor& map, ScalarType type, int64_t groups, int
                     int64_t first, int64_t group, int64_t point) {
     const int64_t *size = map.size, *stride = map.stride;
     const int64_t bytes = type == ScalarType::Double ? sizeof(double) : sizeof(float);
-    return {static_cast<char*>(map.data) + first * stride[1] * bytes,
+    char* const data = static_cast<char*>(map.data);
+    return {data == nullptr ? data : data + first * stride[1] * bytes,  // null where N is 0
             {size[0], groups, points, size[2], size[3]},
             {stride[0], group * stride[1], point * stride[1], stride[2], stride[3]}};
 }

@@ -107,15 +107,14 @@ Tensor local_deform_kernel(const Tensor& input, const Tensor& offset, const Tens
     const Ints size = geometry.output_size(input.size(2), input.size(3));
     const int64_t points = geometry.points();
     const int64_t rotations = geometry.groups("offset", offset, input, size);
+    const int64_t moving =
+        input_offset ? geometry.groups("input_offset", *input_offset, input, size) : 0;
     check(weight.size(0) == c && weight.size(1) == 1, "weight",
           "that of a depthwise convolution (others need Python)", shape_of(weight));
+    check(moving == 0 || (moving == 1 && rotations == 1), "input_offset, offset",
+          "one group each (more need Python)", {moving, rotations});
     check(std::max(input.size(2) * input.size(3), scope[0] * scope[1]) < kIndices, "input, weight",
           "less than 2**31 pixels and cells", {input.size(2), input.size(3), scope[0], scope[1]});
-    if (input_offset) {
-        check(geometry.groups("input_offset", *input_offset, input, size) == 1 && rotations == 1,
-              "input_offset", "one group there and in offset (more need Python)",
-              shape_of(*input_offset));
-    }
 
     const ScalarType type = image_type(input), wide = wide_type(input);
     // The channels of a rotation group, which are `rotations` apart, follow each other there.
