@@ -28,7 +28,7 @@ pytestmark = [
         not (shutil.which("cmake") and shutil.which("g++")), reason="no CMake, or no compiler"
     ),
 ]
-fast = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+fast = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def build(folder, target="all", flags="-O1"):
