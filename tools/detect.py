@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run a trained detector on pictures: tools/detect.py CONFIG CHECKPOINT INPUT..."""
+"""Run a detector on pictures: tools/detect.py CONFIG CHECKPOINT INPUT..., or FILE INPUT..."""
 
 import argparse
 import sys
@@ -8,17 +8,24 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dcndet.data.errors import DataError
+from dcndet.models.deploy import FORMATS, ExportedDetector
 from dcndet.models.engine.cli import add_amp, one_line_errors
 from dcndet.models.inference import Detector, detect_files
 
 
 def main():
     parser = argparse.ArgumentParser(
+        usage="%(prog)s [options] CONFIG CHECKPOINT INPUT...\n"
+        "       %(prog)s [options] FILE INPUT...",
         description="Detect objects in images and videos; no annotations are needed. Writes "
-        "detections.json (COCO results), detections.csv and pictures/."
+        "detections.json (COCO results), detections.csv and pictures/.",
     )
-    parser.add_argument("config", help="path of the config file")
-    parser.add_argument("checkpoint", help="path or URL of the weights")
+    parser.add_argument(
+        "detector",
+        metavar="CONFIG CHECKPOINT",
+        help="path of the config file, and path or URL of the weights; or, instead of both, a FILE "
+        "that tools/export.py wrote",
+    )
     parser.add_argument(
         "inputs",
         nargs="+",
@@ -41,12 +48,20 @@ def main():
     args = parser.parse_args()
     if args.batch_size < 1:
         parser.error("--batch-size: at least 1")
-    if more := [name for name in args.inputs if name.endswith(".pth")]:
-        parser.error(f"expected one checkpoint, got {args.checkpoint} and {more[0]}")
+    exported = Path(args.detector).suffix in FORMATS.values()
+    if exported and (args.amp or args.device not in (None, "cpu")):
+        parser.error(f"{args.detector}: an exported file runs on the CPU, in its own precision")
+    checkpoint, *inputs = (None, *args.inputs) if exported else args.inputs
+    if not inputs:
+        parser.error("CONFIG, CHECKPOINT and INPUT are needed, or FILE and INPUT")
+    if more := [name for name in inputs if name.endswith(".pth")]:
+        parser.error(f"expected one checkpoint, got {checkpoint} and {more[0]}")
 
     done = detect_files(
-        Detector(args.config, args.checkpoint, args.device, args.amp),
-        args.inputs,
+        ExportedDetector(args.detector)
+        if exported
+        else Detector(args.detector, checkpoint, args.device, args.amp),
+        inputs,
         args.out_dir,
         score_thr=args.score_thr,
         classes=args.classes,

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dcndet.data.custom import use_data
 from dcndet.data.errors import DataError
+from dcndet.models.deploy import FORMATS
 from dcndet.models.engine.cli import (
     config_parser,
     existing_checkpoint,
@@ -27,7 +28,9 @@ def main():
         "Evaluate a detector: print the COCO table and each class's AP. Or a classifier: print its "
         "accuracy."
     )
-    parser.add_argument("checkpoint", help="path or URL of the weights")
+    parser.add_argument(
+        "checkpoint", help="path or URL of the weights, or a file that tools/export.py wrote"
+    )
     parser.add_argument("--data", metavar="ROOT", help="test on the set in this folder instead")
     parser.add_argument("--out", metavar="JSON", help="write the detections as COCO result JSON")
     parser.add_argument("--show-dir", help="folder for pictures: annotated beside found")
@@ -46,6 +49,10 @@ def main():
     if args.data is not None:
         use_data(cfg, args.data, train=False)
     cfg.load_from = existing_checkpoint(args.checkpoint)
+    if Path(args.checkpoint).suffix in FORMATS.values():
+        if args.amp:
+            parser.error(f"{args.checkpoint}: an exported file runs in its own precision")
+        cfg.model, cfg.load_from = dict(type="ExportedModel", file=args.checkpoint), None
     with running_in(cfg.work_dir):
         evaluate(
             cfg,

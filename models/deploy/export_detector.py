@@ -28,8 +28,8 @@ class ExportDetector(nn.Module):
 
     Shapes, for N images:
 
-    - `images`: uint8 [N, 3, height, width], BGR as OpenCV reads; without `preprocess` float32, as
-      the detector's `data_preprocessor` gives them, so with `padded_size`;
+    - `images`: uint8 [N, 3, height, width], RGB; without `preprocess` float32, as the detector's
+      `data_preprocessor` gives them, so of `padded_size`;
     - boxes float32 [N, D, 4], (x1, y1, x2, y2) in pixels of these images; scores float32 [N, D],
       falling; labels int64 [N, D]. D is the config's `max_per_img`. Where fewer were found, the
       rest has scores of 0;
@@ -39,9 +39,7 @@ class ExportDetector(nn.Module):
         EngineError: a part of the detector that this class cannot state, by name.
     """
 
-    def __init__(
-        self, detector: nn.Module, size: tuple[int, int], preprocess: bool = True
-    ) -> None:
+    def __init__(self, detector: nn.Module, size: tuple[int, int], preprocess: bool = True) -> None:
         super().__init__()
         check_parts(detector)
         self.detector = detector.eval()
@@ -77,9 +75,9 @@ class ExportDetector(nn.Module):
         return boxes, scores, labels, masks.view(*labels.shape, *masks.shape[2:])
 
     def prepare(self, images: Tensor) -> Tensor:
-        """As `data_preprocessor` does it: RGB, normalised, then padded."""
+        """As `data_preprocessor` does it: normalised, then padded."""
         given = self.detector.data_preprocessor
-        if given._channel_conversion:
+        if not given._channel_conversion:  # from the BGR that OpenCV reads
             images = images.flip(1)
         images = images.float()
         if given._enable_normalize:

@@ -94,17 +94,17 @@ class SummaryHook(Hook):
 
     def _say(self, runner, length: str | None) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        device = next(model.parameters()).device
+        device = model.data_preprocessor.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         processes = f", {runner.world_size} processes" if runner.world_size > 1 else ""
         threads = torch.get_num_threads()
         parameters = sum(p.numel() for p in model.parameters())
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        counts = f"{parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained"
         lines = [
             f"config: {os.path.relpath(runner.cfg.filename)}" if runner.cfg.filename else None,
             f"device: {name}, {threads} thread{'s' * (threads > 1)}{processes}",
-            f"model: {type(model).__name__}, {parameters / 1e6:.1f} M parameters, "
-            f"{trained / 1e6:.1f} M of them trained",
+            f"model: {type(model).__name__}, {counts if parameters else model.file}",
             f"length: {length}" if length else None,
             f"checkpoints: {os.path.relpath(runner.work_dir)}" if length else None,
             f"log: {os.path.relpath(Path(runner.log_dir, runner.timestamp))}.log",

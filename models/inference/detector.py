@@ -82,6 +82,11 @@ class Detector:
         >>> result.boxes, result.scores, result.names
         >>> result.save("found.jpg")
 
+    Attributes:
+        classes: the names of all classes, by label.
+        config: the config, as it was read.
+        model: the network, in evaluation.
+
     Args:
         config: path of an mmdet config, or the config itself.
         checkpoint: path or URL of the weights. They have to fit the model exactly; the auxiliary
@@ -107,6 +112,7 @@ class Detector:
         if not isinstance(config, Config):
             config = read_config(config)
         init_default_scope(config.get("default_scope", "mmdet"))
+        self.config = config
         weights = CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu")
         model = revert_sync_batchnorm(MODELS.build(config.model))
         load_weights(model, weights, str(checkpoint), strict=True)
@@ -116,7 +122,11 @@ class Detector:
             self.model = model.to(device, memory_format=torch.channels_last).eval()
         except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
             raise EngineError(f"device {device}: {str(error).splitlines()[0]}") from error
-        load, *transforms = get_test_pipeline_cfg(config)
+        self._use_pipeline(get_test_pipeline_cfg(config))
+
+    def _use_pipeline(self, pipeline: Sequence[dict]) -> None:
+        """A config's test pipeline, which begins by loading a file."""
+        load, *transforms = pipeline
         if load["type"].endswith("LoadImageFromNDArray"):
             load = {**load, "type": "LoadImageFromFile"}
         self._begins = load["type"]  # where a set is in memory, with no loader

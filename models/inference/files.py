@@ -89,7 +89,12 @@ def detect_files(
         frames = _frames(detector, files, skip)
         try:
             while batch := list(islice(frames, batch_size)):
-                results = detector([frame.image for frame in batch], score_thr, classes, batch_size)
+                try:
+                    images = [frame.image for frame in batch]
+                    results = detector(images, score_thr, classes, batch_size)
+                except EngineError as error:
+                    names = ", ".join(dict.fromkeys(str(frame.file) for frame in batch))
+                    raise EngineError(f"{names}: {error}") from error
                 for frame, result in zip(batch, results, strict=True):
                     summary.images += 1
                     summary.detections += len(result)

@@ -1,0 +1,19 @@
+"""Detectors for runtimes without Python: written, read again and compared."""
+
+from .export import FORMATS, OPSET, export, pad_images, trace
+from .export_detector import ExportDetector
+from .exported_detector import Difference, ExportedDetector, compare
+from .exported_model import ExportedModel
+
+__all__ = [
+    "FORMATS",
+    "OPSET",
+    "Difference",
+    "ExportDetector",
+    "ExportedDetector",
+    "ExportedModel",
+    "compare",
+    "export",
+    "pad_images",
+    "trace",
+]
