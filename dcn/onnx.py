@@ -10,8 +10,8 @@ Needs the package onnxscript. Everything is written in standard operators:
 
 `ConvOffset2D`, `GlobalDeformKernel2d` and `CondConv2d` are plain PyTorch and need none.
 
-An offset that is not finite, an RoI whose corners are in the wrong order and, with a sampling ratio
-of 0, one that is far larger than the map mean what the runtime makes of them.
+An offset that is not finite and an RoI whose corners are in the wrong order mean what the runtime
+makes of them; so do, with a sampling ratio of 0, RoIs of no area or far larger than the map.
 """
 
 from collections.abc import Callable, Sequence

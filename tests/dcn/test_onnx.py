@@ -88,10 +88,13 @@ def test_runtimes_compute_what_the_operator_does(name, runtime, deform_conv, exp
     tensors = {
         k: None if t is None else t.nan_to_num(0, 3, -3).clamp(-40, 40) for k, t in tensors.items()
     }
-    if name == "deform_roi_pool":  # those that are inverted differ
-        x1, y1, x2, y2 = tensors["rois"][:, 1:].T
-        found = torch.stack((x1.minimum(x2), y1.minimum(y2), x1.maximum(x2), y1.maximum(y2)), 1)
-        tensors["rois"] = torch.cat((tensors["rois"][:, :1], found), 1)
+    if name == "deform_roi_pool":  # RoIs that are inverted differ
+        first, second = tensors["rois"][:, 1:].unflatten(1, (2, 2)).unbind(1)
+        first, second = first.minimum(second), first.maximum(second)
+        if case["sampling_ratio"] == 0:  # and those of no area, or far larger than the map
+            first = first.clamp(-2, 0)
+            second = second.clamp(0.5, 2 * min(case["size"]))
+        tensors["rois"] = torch.cat((tensors["rois"][:, :1], first, second), 1)
     call = Call(
         name, [t is not None for t in tensors.values()], OPERATOR_CASES[name].settings(case)
     )
