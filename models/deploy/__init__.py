@@ -1,9 +1,9 @@
 """Detectors for runtimes without Python: written, read again and compared."""
 
-from .export import FORMATS, OPSET, export, pad_images, trace
 from .export_detector import ExportDetector
 from .exported_detector import Difference, ExportedDetector, compare
 from .exported_model import ExportedModel
+from .exporting import FORMATS, OPSET, export, pad_images, trace
 
 __all__ = [
     "FORMATS",

@@ -17,7 +17,6 @@ from ..engine.errors import EngineError
 
 METADATA = "dcndet"  # the key under which a file holds what `Metadata` says, as JSON
 EXTRA = "pip install -r requirements-export.txt"
-MASK_THRESHOLD = 0.5  # mmdet's default
 
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
@@ -34,7 +33,8 @@ class ExportedModel(BaseModel):
     Attributes:
         metadata: dict with `classes` (names), `size` ([height, width] of the images), `batch` (how
             many there are at a time; None for any number), `preprocess` (whether the file holds
-            what `data_preprocessor` says), `pipeline` and `data_preprocessor` (of the config).
+            what `data_preprocessor` says), `pipeline`, `data_preprocessor` and `mask_threshold` (of
+            the config; None without masks).
 
     Raises:
         EngineError: the file is missing or damaged, another format or not one of `tools/export.py`,
@@ -88,7 +88,7 @@ class ExportedModel(BaseModel):
             outputs = self._run(torch.cat((part, part[:1].expand(rest, -1, -1, -1))).numpy())
             found = zip(*map(torch.as_tensor, outputs), strict=True)
             for sample, output in zip(samples[first : first + whole], found, strict=False):
-                sample.pred_instances = _instances(sample, *output)
+                sample.pred_instances = self._instances(sample, *output)
         return samples
 
     def _check_size(self, image: Tensor) -> None:
@@ -100,26 +100,25 @@ class ExportedModel(BaseModel):
                 f"{width}, and --pad for all images up to a size"
             )
 
-
-def _instances(
-    sample: DetDataSample, boxes: Tensor, scores: Tensor, labels: Tensor, *masks: Tensor
-) -> InstanceData:
-    """What was found in one image, in its own pixels."""
-    found = scores > 0
-    scale = boxes.new_tensor(sample.scale_factor).repeat(2)
-    instances = InstanceData(
-        bboxes=boxes[found] / scale, scores=scores[found], labels=labels[found]
-    )
-    for own in masks:
-        height, width = sample.ori_shape[:2]
-        full = torch.zeros(len(instances), height, width, dtype=torch.bool)
-        for image, mask, box in zip(full, own[found], instances.bboxes, strict=True):
-            pasted, where = _do_paste_mask(
-                mask[None, None], box[None], height, width, skip_empty=True
-            )
-            image[where] = pasted[0] >= MASK_THRESHOLD
-        instances.masks = full
-    return instances
+    def _instances(
+        self, sample: DetDataSample, boxes: Tensor, scores: Tensor, labels: Tensor, *masks: Tensor
+    ) -> InstanceData:
+        """What was found in one image, in its own pixels."""
+        found = scores > 0
+        scale = boxes.new_tensor(sample.scale_factor).repeat(2)
+        instances = InstanceData(
+            bboxes=boxes[found] / scale, scores=scores[found], labels=labels[found]
+        )
+        for own in masks:
+            height, width = sample.ori_shape[:2]
+            full = torch.zeros(len(instances), height, width, dtype=torch.bool)
+            for image, mask, box in zip(full, own[found], instances.bboxes, strict=True):
+                pasted, where = _do_paste_mask(
+                    mask[None, None], box[None], height, width, skip_empty=True
+                )
+                image[where] = pasted[0] >= self.metadata["mask_threshold"]
+            instances.masks = full
+        return instances
 
 
 def _open_onnx(file: str) -> tuple[Run, str | None]:
@@ -139,8 +138,9 @@ def _open_openvino(file: str) -> tuple[Run, str | None]:
     core = openvino.Core()
     model = core.read_model(file)
     metadata = model.get_rt_info(METADATA).astype(str) if model.has_rt_info(METADATA) else None
-    threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = core.compile_model(model, "CPU", threads)
+    # Where the CPU has bfloat16, OpenVINO would compute in it.
+    hint = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = core.compile_model(model, "CPU", hint)
     return lambda images: list(compiled({"images": images}).values()), metadata
 
 

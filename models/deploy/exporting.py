@@ -65,6 +65,7 @@ def export(
         preprocess=preprocess,
         pipeline=get_test_pipeline_cfg(detector.config),
         data_preprocessor=detector.config.model.data_preprocessor,
+        mask_threshold=detector.model.roi_head.test_cfg.get("mask_thr_binary"),
     )
     text = json.dumps(metadata)
     file.parent.mkdir(parents=True, exist_ok=True)
