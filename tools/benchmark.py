@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure operators or detectors: tools/benchmark.py ops|family|detector --device cpu|cuda.
+"""Measure operators or detectors: tools/benchmark.py ops|family|detector|export --device cpu|cuda.
 
 What the kernels for the GPU compile to, without one: tools/benchmark.py kernels. The Markdown page
 and the plot, again, from figures that were measured: tools/benchmark.py report FILE...
@@ -24,11 +24,12 @@ COMMANDS = {
     "ops": "the operators beside F.conv2d, torchvision and, on a CPU, a compiled mmcv",
     "family": "dcnv3, dcnv4, deformable kernels and narrow groups beside plain PyTorch",
     "detector": "a training step and inference beside mmdet's, where mmcv is compiled",
+    "export": "inference of a detector, exported, compiled and eager, on a CPU",
     "kernels": "what the kernels for the GPU compile to; no GPU is needed",
     "report": "write the page and the plot beside each JSON again, without measuring",
 }
 REPEATS = {"cpu": 7, "cuda": 50}
-PACKAGES = ("torch", "triton", "torchvision", "mmcv", "mmdet")
+PACKAGES = ("torch", "triton", "torchvision", "mmcv", "mmdet", "onnxruntime", "openvino")
 
 
 def main() -> None:
@@ -42,7 +43,8 @@ def main() -> None:
         text = "folder for the JSON, the tables and the plot (default: %(default)s)"
         command.add_argument("--out", type=Path, default=Path("work_dirs/benchmarks"), help=text)
         if name != "kernels":
-            command.add_argument("--device", choices=REPEATS, default="cpu")
+            devices = ["cpu"] if name == "export" else REPEATS
+            command.add_argument("--device", choices=devices, default="cpu")
             command.add_argument("--threads", type=measure.positive, default=2)
             repeats = "default: {cpu} on a CPU, {cuda} on a GPU".format(**REPEATS)
             command.add_argument("--repeats", type=measure.positive, help=repeats)
@@ -84,6 +86,10 @@ def main() -> None:
         image = "{}×{}".format(*detector.SIZES[device])
         settings |= dict(batch=detector.BATCH, image=image, dtype=detector.DTYPES[device])
         result["sections"] = detector.run(device, repeats)
+    elif args.what == "export":
+        from tools.benchmarks import export  # needs the runtimes
+
+        result["sections"] = export.run(device, repeats)
     else:
         from tools.benchmarks import kernels  # needs Triton
 

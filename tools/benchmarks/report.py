@@ -31,10 +31,14 @@ COLOURS |= {"torchvision": "#dadce0", "mmcv": "#dadce0"}
 
 def page(result: dict) -> str:
     """The Markdown page of any benchmark's result."""
-    body = {"ops": _ops, "family": _ops, "detector": _detector, "kernels": _kernels}[
-        result["benchmark"]
-    ]
-    return "\n\n".join(body(result)) + "\n"
+    bodies = {
+        "ops": _ops,
+        "family": _ops,
+        "detector": _detector,
+        "export": _export,
+        "kernels": _kernels,
+    }
+    return "\n\n".join(bodies[result["benchmark"]](result)) + "\n"
 
 
 def table(columns: dict[str, str], rows: Iterable[dict]) -> str:
@@ -220,6 +224,37 @@ def _detector(result: dict) -> Iterator[str]:
         yield f"With the same images and random numbers, the losses differ by at most {share}."
     if f"{DETECTOR}, offsets measured" in rows:
         yield "Offsets are measured in one step in 50 by default."
+
+
+def _export(result: dict) -> Iterator[str]:
+    yield "# Exported detectors on a CPU"
+    yield _measured(result)
+    yield (
+        "Inference of Faster R-CNN R-50-FPN, mdconv c3–c5, on one image, from uint8 pixels to\n"
+        "detections, with the same random weights. Times are medians. `match` counts the\n"
+        "detections that are those of `dcn, eager`; boxes (pixels) and scores differ by at most\n"
+        "so much."
+    )
+    for case in result["sections"]["cases"]:
+        yield f"## {case['size']}"
+        own = Figures(case["rows"][0])
+        columns = {
+            "": "{runtime}",
+            "ms": "{ms:.0f}",
+            f"÷ {own['runtime']}": "{ratio:.2f}",
+            "extra memory, MB": "{mb:.0f}",
+            "match": "{matched} of {found}",
+            "boxes": "{boxes:.1e}",
+            "scores": "{scores:.1e}",
+        }
+        rows = [Figures(row) for row in case["rows"]]
+        for row in rows:
+            row["ratio"] = row["ms"] / own["ms"]
+        yield table(columns, rows)
+        if errors := [f"- {row['runtime']}: {row['error']}" for row in rows if "error" in row]:
+            yield "\n".join(errors)
+    if not any(row["runtime"].startswith("mmdet") for row in case["rows"]):
+        yield SKIPPED.format("mmdet's detector was")
 
 
 def _kernels(result: dict) -> Iterator[str]:
