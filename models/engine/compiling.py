@@ -20,8 +20,10 @@ def compile_maps(model: nn.Module, **options) -> None:
     `torch.compiler.set_stance`.
 
     Args:
-        options: as of `torch.compile`, such as `mode` or `dynamic`. By default, sizes that differ
-            between two calls are compiled once more, for all sizes.
+        options: as of `torch.compile`, such as `mode` or `dynamic`. By default, a second size of
+            images is compiled once more, for all sizes (landscape and portrait apart, in some
+            layers). TensorFlow's padding (timm's `tf_` networks) nests a rounding per stride, of
+            which that takes very long: such networks want images of one size.
 
     Raises:
         EngineError: the model has no backbone, or `torch.compile` does not take an option.
