@@ -222,8 +222,7 @@ def test_mimicking_resumes_to_the_same_losses(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_a_compiled_run_mimics_to_the_losses_of_another(tmp_path):
-    options = ["train_cfg.max_epochs=1", "model.type=MimicTwoStageDetector"]
-    options += ["model.mimic.crop_size=64", "model.mimic.with_gt=True"]
+    options = [*MIMIC, "train_cfg.max_epochs=1"]
     options += ["model.backbone.type=DeformResNet", "model.backbone.deform.layers=2"]
     for compiled in (False, True):
         work_dir = tmp_path / str(compiled)
