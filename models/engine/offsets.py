@@ -67,6 +67,8 @@ class OffsetStatisticsHook(Hook):
         if self.layers and self.every_n_train_iters(runner, self.interval):
             self.samples = {name: [] for name in self.layers}
             self.measured = set()
+            # Compiled modules would not notice hooks inside of them.
+            torch.compiler.set_stance("force_eager")
             for name, layer in self.layers.items():
                 self._watch(name, layer)
 
@@ -76,6 +78,7 @@ class OffsetStatisticsHook(Hook):
         for handle in self.handles:
             handle.remove()
         self.handles = []
+        torch.compiler.set_stance("default")
         found = {
             name: figures
             for name, samples in self.samples.items()

@@ -8,6 +8,7 @@ from typing import Any
 
 import mmdet.registry
 import mmengine.runner
+import torch
 from mmengine.config import Config
 from mmengine.registry import Registry
 from torch.nn.utils import clip_grad_norm_
@@ -39,6 +40,7 @@ UNTYPED: dict[str, list] = {
     "env_cfg.dist_cfg": ["backend", "timeout"],
     "randomness": [mmengine.runner.Runner.set_randomness],
     "auto_scale_lr": ["enable", "base_batch_size"],
+    "compile": [torch.compile],
     "default_hooks": [
         *("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint"),
         "visualization",

@@ -22,6 +22,7 @@ from .checkpoint import (
     load_weights,
     whole_file,
 )
+from .compiling import compile_maps
 from .errors import CheckpointError, EngineError
 from .hooks import (
     CheckpointHook,
@@ -56,6 +57,8 @@ class Runner(mmengine.runner.Runner):
     - Data workers restart every epoch, since their random state would be lost with the process.
     - The model runs channels-last, which dcn's kernels and oneDNN's convolutions want;
       ``channels_last = False`` in the config keeps the usual order.
+    - ``compile`` (True or a dict of options of ``torch.compile``) compiles what has shapes that do
+      not depend on values, for training and testing (:func:`compile_maps`).
     - Floats in a parameter scheduler are shares of the run's length (`schedules.resolve`). Resuming
       with another length goes on with the rate that a run of that length has there.
     - ``skip_non_finite = N`` in the config skips up to N iterations with a NaN.
@@ -225,6 +228,19 @@ class Runner(mmengine.runner.Runner):
         if bad := [i for i in intervals if not isinstance(i, int) or i < 1]:
             raise EngineError(f"train_cfg.val_interval: expected at least 1, got {bad[0]!r}")
         return loop
+
+    def test(self):
+        self._maybe_compile("test_step")
+        return super().test()
+
+    def _maybe_compile(self, target):
+        options = self.cfg.get("compile", None)
+        if options is None or options is False:
+            return
+        if options is not True and not isinstance(options, dict):
+            raise EngineError(f"compile: expected True, False or a dict, got {options!r}")
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        compile_maps(model, **({} if options is True else options))
 
     def load_or_resume(self):
         self.goes_on = self._resume and self._load_from is None and not self._has_loaded

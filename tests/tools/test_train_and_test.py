@@ -219,6 +219,18 @@ def test_mimicking_resumes_to_the_same_losses(tmp_path):
     assert cv2.imread(str(pictures[0])).std() > 10
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_a_compiled_run_mimics_to_the_losses_of_another(tmp_path):
+    options = [*MIMIC, "train_cfg.max_epochs=1"]
+    options += ["model.backbone.type=DeformResNet", "model.backbone.deform.layers=2"]
+    for compiled in (False, True):
+        work_dir = tmp_path / str(compiled)
+        settings = [*options, f"compile={compiled}"]
+        assert run("train.py", CONFIG, "--work-dir", work_dir, "--cfg-options", *settings) is None
+    assert losses(tmp_path / "True") == pytest.approx(losses(tmp_path / "False"), rel=1e-3)
+
+
 def test_mimicking_with_amp_and_gradient_accumulation(tmp_path):
     options = ["--amp", "--cfg-options", *MIMIC, "optim_wrapper.accumulative_counts=2"]
     assert run("train.py", CONFIG, "--work-dir", tmp_path, *options) is None

@@ -1,11 +1,13 @@
 """A whole training step and inference of Faster R-CNN R-50-FPN, beside mmdet's own."""
 
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
 import torch
 from dcndet.models.engine import OffsetStatisticsHook  # models also registers ours
+from dcndet.models.engine.compiling import compile_maps
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
@@ -98,6 +100,9 @@ def run(device: str, repeats: int) -> dict:
         if mmcv_operators() is not None:
             other = models[f"mmdet, {kind}"] = build(theirs).to(device)
             other.load_state_dict(own.state_dict())
+    name = "dcn, mdconv c3–c5"
+    models[f"{name}, compiled"] = deepcopy(models[name])
+    compile_maps(models[f"{name}, compiled"])
     # A rate of zero, so that every step is the same work on the same weights.
     optimizer = partial(torch.optim.SGD, lr=0.0, momentum=0.9)
     steps = {
@@ -109,7 +114,6 @@ def run(device: str, repeats: int) -> dict:
         for kind in PAIRS
         if device == "cpu" and f"mmdet, {kind}" in steps  # on a GPU the two round differently
     ]
-    name = "dcn, mdconv c3–c5"
     steps[f"{name}, offsets measured"] = watched(steps[name], models[name])
     infer = {name: partial(inference, model, data) for name, model in models.items()}
     rows = {name: {"model": name} for name in steps}
