@@ -19,7 +19,7 @@ openvino = pytest.importorskip("openvino", reason="requirements-export.txt is no
 from dcn.onnx import translations  # noqa: E402
 
 few = settings(  # an export takes a second
-    max_examples=8,
+    max_examples=5,
     phases=[Phase.explicit, Phase.generate],
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

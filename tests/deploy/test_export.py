@@ -48,7 +48,6 @@ def keep_size(config):
         (QUICKSTART, "onnx", {"deform_conv": False, "preprocess": False}),
         (QUICKSTART, "openvino", {"batch": None}),
         (MASK_RCNN, "onnx", {"batch": 2}),
-        pytest.param(QUICKSTART, "torch", {}, marks=pytest.mark.slow),
         pytest.param(QUICKSTART, "torch", {"batch": None}, marks=pytest.mark.slow),
     ],
 )
