@@ -60,8 +60,14 @@ def with_slow_offsets(cfg: dict, model: nn.Module) -> dict:
     code). mdpool's have the full rate. A layer that one of the config's `custom_keys` names has
     that share of what the key gives it. A key that names `conv_offset`, `offset_conv`,
     `rotation_conv` or `offset_fc` leaves those layers as they are.
+
+    Raises:
+        EngineError: `paramwise_cfg` is no dict.
     """
-    given = ((cfg.get("paramwise_cfg") or {}).get("custom_keys")) or {}
+    paramwise = cfg.get("paramwise_cfg") or {}
+    if not isinstance(paramwise, dict):
+        raise EngineError(f"optim_wrapper.paramwise_cfg: expected a dict, got {paramwise!r}")
+    given = paramwise.get("custom_keys") or {}
     shares = {}
     for name, module in model.named_modules():
         name = name.removeprefix("module.")
@@ -85,7 +91,7 @@ def with_slow_offsets(cfg: dict, model: nn.Module) -> dict:
     if not keys:
         return cfg
     cfg = copy.deepcopy(cfg)
-    cfg["paramwise_cfg"] = {**(cfg.get("paramwise_cfg") or {}), "custom_keys": {**given, **keys}}
+    cfg["paramwise_cfg"] = {**paramwise, "custom_keys": {**given, **keys}}
     return cfg
 
 

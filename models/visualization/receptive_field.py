@@ -86,8 +86,10 @@ def receptive_field(
     Raises:
         DataError, TypeError, ValueError: as `Detector` does of what is no picture.
         EngineError: the backbone has no such module or it returns no map, `at` is outside the
-            image, or nothing in the image changes the output there.
+            image, draws is below 1, or nothing in the image changes the output there.
     """
+    if draws < 1:
+        raise EngineError(f"draws: expected at least 1, got {draws}")
     backbone = detector.model.backbone
     layer = "backbone" if layer is None else layer
     module = _module(backbone, layer)

@@ -180,7 +180,7 @@ def chosen_layer(
 def _stack(layers: Mapping[str, nn.Module], last: str, depth: int) -> list[str]:
     """Names of `depth` layers, from `last` inwards."""
     names = stack_below(layers, last)
-    if not 1 <= depth <= len(names):
+    if depth not in range(1, len(names) + 1):
         raise EngineError(
             f"depth: {depth}, but {len(names)} deformable layers are stacked up to {last}: from 1 "
             f"to {len(names)}"

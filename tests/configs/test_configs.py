@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dcndet.models.engine.errors import EngineError
 from dcndet.models.engine.optim import with_slow_offsets
 from dcndet.models.engine.options import merge_options
 from dcndet.models.engine.schedules import resolve
@@ -83,6 +84,12 @@ def test_offsets_of_deformable_kernels_learn_at_a_tenth():
         "1.rotation_conv": dict(lr_mult=0.1),
         "1.offset_conv": dict(lr_mult=0.1),
     }
+
+
+def test_settings_by_parameter_that_are_no_dict_are_named():
+    wrapper = dict(optimizer=dict(type="SGD", lr=0.02), paramwise_cfg="{a: 1")
+    with pytest.raises(EngineError, match=r"optim_wrapper\.paramwise_cfg: expected a dict, got '"):
+        with_slow_offsets(wrapper, nn.Identity())
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,7 @@ def test_area_and_radius_of_a_gaussian():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
+        (dict(draws=0), "draws: expected at least 1, got 0"),
         (dict(at=(9, 0)), r"at: \(9, 0\) is outside the image of 9×9"),
         (
             dict(box=(5, 5, 5, 9)),

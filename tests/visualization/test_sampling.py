@@ -199,6 +199,11 @@ def test_bins_of_the_rois_that_detections_stem_from():
             dict(layer="backbone.1", depth=3),
             "depth: 3, but 2 deformable layers are stacked up to backbone.1: from 1 to 2",
         ),
+        (
+            toy(nn.Sequential(conv(), conv())),
+            dict(depth=1.5),
+            "depth: 1.5, but 2 deformable layers",
+        ),
         (toy(nn.Sequential(nn.Conv2d(3, 3, 3))), {}, "no deformable layers; its backbone is a Seq"),
         (
             toy(nn.Sequential(conv(), LocalDeformKernel2d(4, 3, 3, 3, padding=1))),
