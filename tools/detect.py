@@ -51,7 +51,11 @@ def main():
     exported = Path(args.detector).suffix in FORMATS.values()
     if exported and (args.amp or args.device not in (None, "cpu")):
         parser.error(f"{args.detector}: an exported file runs on the CPU, in its own precision")
+    if exported and args.inputs[0].endswith(".pth"):
+        parser.error(f"{args.detector} holds its weights: leave out {args.inputs[0]}")
     checkpoint, *inputs = (None, *args.inputs) if exported else args.inputs
+    if checkpoint and Path(checkpoint).suffix in FORMATS.values():
+        parser.error(f"{checkpoint} takes the place of the config too: leave out {args.detector}")
     if not inputs:
         parser.error("CONFIG, CHECKPOINT and INPUT are needed, or FILE and INPUT")
     if more := [name for name in inputs if name.endswith(".pth")]:

@@ -68,28 +68,41 @@ def main():
     merge_options(config, args.cfg_options or {})
     if args.pad:
         pad_images(config, args.size)
+    if args.to != "onnx" and (args.opset != OPSET or args.no_deform_conv):
+        parser.error("--opset and --no-deform-conv: are for --to onnx")
     detector = Detector(config, existing_checkpoint(args.checkpoint), device="cpu")
-    size = args.size or detector.prepare(args.check[:1])[1]["inputs"][0].shape[1:]
+    inputs = [detector.prepare([image])[1]["inputs"][0] for image in args.check]
+    sizes = [tuple(image.shape[1:]) for image in inputs]
+    size = tuple(args.size or sizes[0])
+    for image, (height, width) in zip(args.check, sizes, strict=True):
+        if (height, width) != size:
+            raise EngineError(
+                f"--check {image}: is {width}×{height} pixels after the config's resizing, and the "
+                f"export {size[1]}×{size[0]}; --pad pads smaller images"
+            )
+
+    def check(file: Path) -> None:
+        exported, same = ExportedDetector(file), True
+        for image in args.check:
+            difference = compare(detector(image, SCORE), exported(image, SCORE))
+            print(f"{image}: {difference}")
+            same = same and difference.complete
+        if not same:
+            raise EngineError(f"{args.out} would not find what the detector finds: not written")
+
     export(
         detector,
         args.out,
         size,
-        args.to,
-        None if args.dynamic_batch else args.batch,
-        not args.no_preprocess,
-        args.opset,
-        not args.no_deform_conv,
+        to=args.to,
+        batch=None if args.dynamic_batch else args.batch,
+        preprocess=not args.no_preprocess,
+        opset=args.opset,
+        deform_conv=not args.no_deform_conv,
+        check=check if args.check else None,
     )
-    height, width = size
-    print(f"{args.out}: {Path(args.out).stat().st_size / 2**20:.0f} MiB, {width}×{height} pixels")
-    exported = ExportedDetector(args.out) if args.check else None
-    same = True
-    for image in args.check:
-        difference = compare(detector(image, SCORE), exported(image, SCORE))
-        print(f"{image}: {difference}")
-        same = same and difference.complete
-    if not same:
-        raise EngineError(f"{args.out} does not find what the detector finds")
+    mebibytes = Path(args.out).stat().st_size / 2**20
+    print(f"{args.out}: {mebibytes:.0f} MiB, images of {size[1]}×{size[0]} pixels")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dcndet.data.custom import use_data
 from dcndet.data.errors import DataError
-from dcndet.models.deploy import FORMATS
+from dcndet.models.deploy import FORMATS, use_exported
 from dcndet.models.engine.cli import (
     config_parser,
     existing_checkpoint,
@@ -52,7 +52,7 @@ def main():
     if Path(args.checkpoint).suffix in FORMATS.values():
         if args.amp:
             parser.error(f"{args.checkpoint}: an exported file runs in its own precision")
-        cfg.model, cfg.load_from = dict(type="ExportedModel", file=args.checkpoint), None
+        use_exported(cfg, args.checkpoint)
     with running_in(cfg.work_dir):
         evaluate(
             cfg,

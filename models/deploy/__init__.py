@@ -3,7 +3,7 @@
 from .export_detector import ExportDetector
 from .exported_detector import Difference, ExportedDetector, compare
 from .exported_model import ExportedModel
-from .exporting import FORMATS, OPSET, export, pad_images, trace
+from .exporting import FORMATS, OPSET, export, pad_images, trace, use_exported
 
 __all__ = [
     "FORMATS",
@@ -16,4 +16,5 @@ __all__ = [
     "export",
     "pad_images",
     "trace",
+    "use_exported",
 ]

@@ -31,8 +31,8 @@ class ExportDetector(nn.Module):
     - `images`: uint8 [N, 3, height, width], RGB; without `preprocess` float32, as the detector's
       `data_preprocessor` gives them, so of `padded_size`;
     - boxes float32 [N, D, 4], (x1, y1, x2, y2) in pixels of these images; scores float32 [N, D],
-      falling; labels int64 [N, D]. D is the config's `max_per_img`. Where fewer were found, the
-      rest has scores of 0;
+      falling; labels int64 [N, D]. D is the config's `max_per_img`, or how many boxes there are at
+      all. Where fewer are found, the rest has scores of 0;
     - of Mask R-CNN also masks float32 [N, D, h, w], probabilities within the boxes.
 
     Raises:
@@ -86,7 +86,7 @@ class ExportDetector(nn.Module):
         return F.pad(images, (0, beside, 0, below), value=float(given.pad_value))
 
     def proposals(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Boxes [N, P, 4], and which of them are ones, [N, P]."""
+        """Boxes [N, P, 4], and which of them are proposals and not left over, [N, P]."""
         head = self.detector.rpn_head
         settings = head.test_cfg
         all_scores, all_deltas = head(maps)
@@ -112,7 +112,7 @@ class ExportDetector(nn.Module):
             boxes.flatten(0, 1),
             scores.flatten(),
             levels.flatten(),
-            torch.arange(boxes.shape[0], device=boxes.device).repeat_interleave(boxes.shape[1]),
+            torch.arange(scores.numel(), device=boxes.device),
             settings.nms.iou_threshold,
             torch.full_like(scores, -1),
             settings.max_per_img,
@@ -139,11 +139,10 @@ class ExportDetector(nn.Module):
             boxes.flatten(0, 1)[candidate],
             scores.flatten()[candidate],
             candidate % classes,
-            candidate // scores.shape[1],
+            candidate,
             settings.nms.iou_threshold,
             torch.zeros_like(scores),
             settings.max_per_img,
-            candidate,
         )
         return boxes.gather(1, kept[..., None].expand(-1, -1, 4)), scores, kept % classes
 
@@ -158,29 +157,35 @@ class ExportDetector(nn.Module):
         boxes: Tensor,
         scores: Tensor,
         group: Tensor,
-        image: Tensor,
+        place: Tensor,
         iou_threshold: float,
         scores_of_none: Tensor,
         most: int,
-        position: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """NMS among the boxes [M, 4] of the same group and image.
 
         Args:
-            scores, group, image: [M].
-            scores_of_none: [N, L], with room for the scores of all boxes of every image.
-            position: [M], where a box is in there, flattened; by default its number.
+            scores, group: [M].
+            place: [M], where a box belongs among all [N, L] of the images, flattened.
+            scores_of_none: [N, L], what is left where no box is kept.
 
         Returns:
             The best `most` scores of every image, and where they are: [N, most] each.
         """
+        n, length = scores_of_none.shape
         # Boxes of other groups and images do not overlap when they are moved apart.
+        image = place // length
         apart = torch.stack((group * (self.size[1] + 1), image * (self.size[0] + 1)), 1)
-        kept = nms(boxes + apart.repeat(1, 2), scores, iou_threshold)
-        place = kept if position is None else position[kept]
-        left = scores_of_none.flatten().scatter(0, place, scores[kept])
-        left = left.view(scores_of_none.shape)
-        return left.topk(min(most, left.shape[1]))
+        # Two more, which are always kept and then dropped: in a trace, torchvision has NMS say that
+        # it keeps two at least.
+        more = boxes.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]])
+        boxes = torch.cat((boxes + apart.repeat(1, 2), more))
+        scores = torch.cat((scores, scores.new_full((2,), -1)))
+        place = torch.cat((place, n * length + torch.arange(2, device=place.device)))
+        kept = nms(boxes, scores, iou_threshold)
+        left = F.pad(scores_of_none.flatten(), (0, 2)).scatter(0, place[kept], scores[kept])
+        left = left[: n * length].view(n, length)
+        return left.topk(min(most, length))
 
 
 def check_parts(detector: nn.Module) -> None:
@@ -201,12 +206,21 @@ def check_parts(detector: nn.Module) -> None:
     if roi_head.bbox_head.custom_cls_channels:
         refuse("model.roi_head.bbox_head.loss_cls", "an activation of its own", "softmax")
     for part, head in (("model.rpn_head", rpn), ("model.roi_head", roi_head)):
-        settings = head.test_cfg.nms
+        settings, most = dict(head.test_cfg.nms), head.test_cfg.max_per_img
+        known = {"type", "iou_threshold", "class_agnostic", "split_thr"}
         if settings.get("type", "nms") != "nms" or settings.get("class_agnostic"):
-            refuse(f"{part}.test_cfg.nms", dict(settings), "type='nms' by class")
+            refuse(f"{part}.test_cfg.nms", settings, "type='nms' by class")
+        if not set(settings) <= known:
+            refuse(f"{part}.test_cfg.nms", settings, "type='nms' with an iou_threshold")
+        if most < 1:
+            refuse(f"{part}.test_cfg.max_per_img", most, "a number from 1 up")
         coder = getattr(head, "bbox_head", head).bbox_coder
         if not isinstance(coder, DeltaXYWHBBoxCoder):
             refuse(f"{part}.bbox_coder", type(coder).__name__, "DeltaXYWHBBoxCoder")
+        if not coder.clip_border:
+            refuse(f"{part}.bbox_coder.clip_border", False, "True")
+    if not roi_head.bbox_head.with_reg:
+        refuse("model.roi_head.bbox_head.with_reg", False, "True")
     if not isinstance(detector.data_preprocessor, DetDataPreprocessor):
         kind = type(detector.data_preprocessor).__name__
         refuse("model.data_preprocessor", kind, "DetDataPreprocessor")

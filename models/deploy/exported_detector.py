@@ -4,15 +4,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from dcndet.data.errors import DataError
 from mmengine.registry import init_default_scope
 from scipy.optimize import linear_sum_assignment
 
+from ..engine.errors import EngineError
 from ..inference import Detections, Detector
 from .exported_model import ExportedModel
 
 
 class ExportedDetector(Detector):
-    """A file of `export`, used like a `Detector`: pictures of any size in, `Detections` out.
+    """A file of `export`, used like a `Detector`: pictures in, `Detections` out.
+
+    Attributes:
+        classes: the names of all classes, by label.
+        model: the `ExportedModel`.
 
     Args:
         file: as in `ExportedModel`.
@@ -28,6 +34,19 @@ class ExportedDetector(Detector):
         self.classes = tuple(self.model.metadata["classes"])
         self._amp = None
         self._use_pipeline(_with_tuples(self.model.metadata["pipeline"]))
+
+    def read(self, path: str | Path) -> np.ndarray:
+        """As `Detector.read`.
+
+        Raises:
+            DataError: also where the picture is of another size.
+        """
+        picture = super().read(path)
+        try:
+            self.model.check_size(self.prepare([picture])[1]["inputs"][0])
+        except EngineError as error:
+            raise DataError(f"{path}: {error}") from error
+        return picture
 
 
 def _with_tuples(value):
@@ -46,7 +65,8 @@ class Difference:
 
     Attributes:
         found: how many detections each has.
-        matched: pairs of the same class whose corners are less than a pixel apart.
+        matched: pairs of the same class whose corners are less than a pixel apart, and their
+            scores less than 0.01.
         boxes: the largest distance of a corner along an axis among the pairs, in pixels.
         scores: the largest difference of scores among the pairs.
     """
@@ -72,7 +92,9 @@ def compare(one: Detections, other: Detections) -> Difference:
     """Match detections of the same picture."""
     corners = one.boxes[:, None] - other.boxes
     apart = corners.abs().amax(-1) if len(one) and len(other) else corners.sum(-1)
-    apart = apart.masked_fill(one.labels[:, None] != other.labels, np.inf)
+    other_class = one.labels[:, None] != other.labels
+    other_score = (one.scores[:, None] - other.scores).abs() >= 0.01
+    apart = apart.masked_fill(other_class | other_score, np.inf)
     rows, columns = linear_sum_assignment(apart.clamp(max=1e6))
     pairs = [(i, j) for i, j in zip(rows, columns, strict=True) if apart[i, j] < 1]
     return Difference(

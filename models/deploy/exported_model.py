@@ -1,6 +1,7 @@
 """A detector in a file of another format, as a model that mmengine's loops and `Detector` run."""
 
 import json
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from ..engine.errors import EngineError
 
-METADATA = "dcndet"  # the key under which a file holds what `Metadata` says, as JSON
+METADATA = "dcndet"  # the key under which a file holds `ExportedModel.metadata`, as JSON
+KEYS = ("classes", "size", "batch", "preprocess", "pipeline", "data_preprocessor", "mask_threshold")
 EXTRA = "pip install -r requirements-export.txt"
 
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -50,16 +52,20 @@ class ExportedModel(BaseModel):
             raise EngineError(f"{file}: expected one of {', '.join(OPEN)}, got {suffix or 'none'}")
         try:
             run, metadata = OPEN[suffix](self.file)
+            found = None if metadata is None else json.loads(metadata)
         except ModuleNotFoundError as error:
             raise EngineError(f"{file} needs {error.name}: {EXTRA}") from error
         except Exception as error:  # the runtimes' own have no class in common
             reason = " ".join(str(error).split())[:200]
             raise EngineError(f"{file}: its runtime cannot read it: {reason}") from error
-        if metadata is None:
+        if not isinstance(found, dict) or not set(KEYS) <= set(found):
             raise EngineError(f"{file}: was not written by tools/export.py")
-        self.metadata = json.loads(metadata)
+        self.metadata = found
         super().__init__(MODELS.build(self.metadata["data_preprocessor"]))
         self._run = run
+
+    def extra_repr(self) -> str:
+        return self.file
 
     def forward(self, inputs, data_samples=None, mode="predict"):
         if mode != "predict":
@@ -75,7 +81,7 @@ class ExportedModel(BaseModel):
         """
         samples = data["data_samples"]
         for image in data["inputs"]:
-            self._check_size(image)
+            self.check_size(image)
         images = torch.stack(list(data["inputs"]))
         if self.metadata["preprocess"]:
             images = images.flip(1)  # from BGR
@@ -91,7 +97,8 @@ class ExportedModel(BaseModel):
                 sample.pred_instances = self._instances(sample, *output)
         return samples
 
-    def _check_size(self, image: Tensor) -> None:
+    def check_size(self, image: Tensor) -> None:
+        """Raise EngineError unless images [3, height, width] are what the file takes."""
         (_, height, width), (own_height, own_width) = image.shape, self.metadata["size"]
         if (height, width) != (own_height, own_width):
             raise EngineError(
@@ -147,6 +154,10 @@ def _open_openvino(file: str) -> tuple[Run, str | None]:
 def _open_torch(file: str) -> tuple[Run, str | None]:
     from torch._inductor import aoti_load_package
 
+    # At one that is not its own PyTorch would end the process.
+    with zipfile.ZipFile(file) as package:
+        if not any("/data/aotinductor/" in name for name in package.namelist()):
+            raise ValueError("no package of AOTInductor")
     run = aoti_load_package(file)
     return lambda images: run(torch.from_numpy(images)), run.get_metadata().get(METADATA)
 

@@ -1,10 +1,11 @@
 """Writes detectors as ONNX, for OpenVINO, and as packages that PyTorch compiled ahead of time."""
 
+import importlib
 import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,27 +18,30 @@ from torch.export import Dim, ExportedProgram
 from dcn import CondConv2d, GlobalDeformKernel2d
 
 from ..engine.errors import EngineError
-from ..inference import Detector
+from ..inference.detector import Detector, class_names
 from .export_detector import ExportDetector
-from .exported_model import EXTRA, METADATA
+from .exported_model import EXTRA, METADATA, ExportedModel
 
 # Of a format, the suffix of its files.
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 # Has RoiAlign's, GridSample's and DeformConv's latest versions but bfloat16's.
 OPSET = 20
+LAST_OPSET = 21
 
 
 def export(
     detector: Detector,
     file: str | Path,
     size: tuple[int, int],
+    *,
     to: str = "onnx",
     batch: int | None = 1,
     preprocess: bool = True,
     opset: int = OPSET,
     deform_conv: bool = True,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a detector; a file that is there is replaced once the new one is whole.
+    """Write a detector; a file that is there is replaced once the new one is whole and checked.
 
     Args:
         detector: on a CPU.
@@ -47,20 +51,23 @@ def export(
             that AOTInductor compiles for this machine's CPU.
         batch: images at a time; None for any number.
         preprocess: as in `ExportDetector`.
-        opset: of ONNX, from 19 up; OpenVINO's way there is ONNX too.
+        opset: of ONNX, 19 to 21: of later ones ONNX Runtime 1.32 has no RoIAlign.
         deform_conv: as in `dcn.onnx.translations`, for 'onnx'.
+        check: is called with the written file before it takes its place. What it raises leaves the
+            file that is there.
 
     Raises:
-        EngineError: an unknown format or another suffix than its own, a package is missing, the
-            opset is too old, or the detector has a part that cannot be exported so.
+        EngineError: an unknown format or another suffix than its own, a size, batch or opset out of
+            range, a package or a C++ compiler is missing, or the detector has a part that cannot be
+            exported so.
         OSError: the file cannot be written.
     """
     file = Path(file)
-    _check(detector.model, file, to, batch, opset)
+    _refuse(detector.model, file, size, to, batch, opset)
     model = ExportDetector(detector.model, size, preprocess)
     metadata = dict(
         classes=detector.classes,
-        size=size,
+        size=tuple(size),
         batch=batch,
         preprocess=preprocess,
         pipeline=get_test_pipeline_cfg(detector.config),
@@ -81,12 +88,27 @@ def export(
             if to == "openvino":
                 _write_openvino(onnx, written, text)
                 onnx.unlink()
+        if check is not None:
+            check(written)
         for part in Path(folder).iterdir():
             os.replace(part, file.with_name(part.name))
 
 
-def _check(model: nn.Module, file: Path, to: str, batch: int | None, opset: int) -> None:
+def _refuse(
+    model: nn.Module,
+    file: Path,
+    size: tuple[int, int],
+    to: str,
+    batch: int | None,
+    opset: int,
+) -> None:
     """Raise EngineError for what can be refused before any work."""
+    if min(size) < 1:
+        raise EngineError(f"size: expected a height and a width from 1 up, got {tuple(size)}")
+    if file.is_dir():
+        raise EngineError(f"{file}: is a folder")
+    if file.parent.exists() and not os.access(file.parent, os.W_OK):
+        raise EngineError(f"{file.parent}: cannot be written to")
     if to not in FORMATS:
         raise EngineError(f"to: expected one of {', '.join(FORMATS)}, got {to!r}")
     if file.suffix != FORMATS[to]:
@@ -102,12 +124,12 @@ def _check(model: nn.Module, file: Path, to: str, batch: int | None, opset: int)
                 )
     if to == "torch":
         return
+    if opset > LAST_OPSET:
+        raise EngineError(f"opset: ONNX Runtime runs {LAST_OPSET} at most, got {opset}")
     try:
         from dcn.onnx import translations
 
-        if to == "openvino":
-            import openvino  # noqa: F401
-
+        importlib.import_module({"onnx": "onnxruntime", "openvino": "openvino"}[to])
         translations(opset)
     except ModuleNotFoundError as error:
         raise EngineError(f"to {to}: needs {error.name}: {EXTRA}") from error
@@ -189,10 +211,29 @@ def _write_openvino(onnx: Path, file: Path, metadata: str) -> None:
 
 def _write_torch(program: ExportedProgram, file: Path, metadata: str) -> None:
     from torch._inductor import aoti_compile_and_package
+    from torch._inductor.exc import InductorError
 
     settings = {"aot_inductor.metadata": {METADATA: metadata}}
-    with torch.no_grad():
-        aoti_compile_and_package(program, package_path=str(file), inductor_configs=settings)
+    try:
+        with torch.no_grad():
+            aoti_compile_and_package(program, package_path=str(file), inductor_configs=settings)
+    except InductorError as error:  # without a compiler, say
+        raise EngineError(f"to torch: {str(error).strip().splitlines()[0]}") from error
+
+
+def use_exported(config: Config, file: str | Path) -> None:
+    """Have a config run an exported file in place of its model.
+
+    Raises:
+        EngineError: the file was made for other classes than the config's test set has.
+    """
+    model = ExportedModel(file)
+    expected, found = len(class_names(config)), len(model.metadata["classes"])
+    if expected != found:
+        raise EngineError(f"{file} knows {found} classes, and the config's test set {expected}")
+    if any(step["type"] == "Pad" for step in model.metadata["pipeline"]):
+        pad_images(config, model.metadata["size"])
+    config.model, config.load_from = dict(type="ExportedModel", file=str(file)), None
 
 
 def pad_images(config: Config, size: tuple[int, int]) -> None:

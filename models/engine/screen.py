@@ -104,7 +104,7 @@ class SummaryHook(Hook):
         lines = [
             f"config: {os.path.relpath(runner.cfg.filename)}" if runner.cfg.filename else None,
             f"device: {name}, {threads} thread{'s' * (threads > 1)}{processes}",
-            f"model: {type(model).__name__}, {counts if parameters else model.file}",
+            f"model: {type(model).__name__}, {counts if parameters else model.extra_repr()}",
             f"length: {length}" if length else None,
             f"checkpoints: {os.path.relpath(runner.work_dir)}" if length else None,
             f"log: {os.path.relpath(Path(runner.log_dir, runner.timestamp))}.log",

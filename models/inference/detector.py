@@ -116,7 +116,7 @@ class Detector:
         weights = CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu")
         model = revert_sync_batchnorm(MODELS.build(config.model))
         load_weights(model, weights, str(checkpoint), strict=True)
-        self.classes = _class_names(weights, config)
+        self.classes = class_names(config, weights)
         device = device or get_device()
         try:
             self.model = model.to(device, memory_format=torch.channels_last).eval()
@@ -241,7 +241,13 @@ class Detector:
         return picture
 
 
-def _class_names(checkpoint: dict[str, Any], config: Config) -> tuple[str, ...]:
+def class_names(config: Config, checkpoint: dict[str, Any] | None = None) -> tuple[str, ...]:
+    """Those of a checkpoint, or, if it has none, of the config's test dataset.
+
+    Raises:
+        EngineError: neither has any.
+    """
+    checkpoint = checkpoint or {}
     meta = {k.lower(): v for k, v in checkpoint.get("meta", {}).get("dataset_meta", {}).items()}
     dataset = config.get("test_dataloader", {}).get("dataset", {})
     of_type = getattr(DATASETS.get(dataset.get("type", "")), "METAINFO", {})

@@ -3,14 +3,25 @@
 import json
 import runpy
 import sys
+from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from dcndet.models.deploy import ExportDetector, ExportedDetector, compare, export
+from dcndet.models.deploy import (
+    ExportDetector,
+    ExportedDetector,
+    compare,
+    export,
+    pad_images,
+    use_exported,
+)
 from dcndet.models.engine.errors import EngineError
 from dcndet.models.inference import Detector
+from mmengine.config import Config
 
-from tests.deploy.conftest import ROOT, SIZE
+from tests.deploy.conftest import ROOT, SIZE, scrambled
 
 REASON = "requirements-export.txt is not installed"
 for package in ("onnxscript", "onnxruntime", "openvino"):
@@ -18,7 +29,8 @@ for package in ("onnxscript", "onnxruntime", "openvino"):
 
 QUICKSTART = "quickstart/faster-rcnn_r18-mdconv_fpn_mdpool_mimic_digits.py"
 RESNET50 = "dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_mdpool_mimic_1x_coco.py"
-MASK_RCNN = "dcnv2/mask-rcnn_r50-dconv-c3-c5_dc5_dpool_1x_coco.py"
+MASK_RCNN = "../tests/tools/tiny_mask.py"
+ZIP = b"PK\x05\x06" + bytes(18)  # without files
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 
 
@@ -28,16 +40,14 @@ def detector(saved):
 
     def build(file):
         config, checkpoint = saved(file)
-        keep_size(config)
+        for step in config.test_dataloader.dataset.pipeline:
+            if step["type"] == "Resize":
+                step["scale"] = SIZE[::-1]
+        # All of them, as rounding decides on the last of a hundred.
+        config.model.test_cfg.rcnn.update(score_thr=0.1, max_per_img=300)
         return Detector(config, checkpoint, device="cpu")
 
     return build
-
-
-def keep_size(config):
-    for step in config.test_dataloader.dataset.pipeline:
-        if step["type"] == "Resize":
-            step["scale"] = SIZE[::-1]
 
 
 @pytest.mark.parametrize(
@@ -53,16 +63,26 @@ def keep_size(config):
 )
 def test_a_file_finds_what_the_detector_finds(file, to, settings, detector, photos, tmp_path):
     own, path = detector(file), tmp_path / f"detector{SUFFIX[to]}"
-    export(own, path, SIZE, to, **settings)
+    export(own, path, SIZE, to=to, **settings)
     exported = ExportedDetector(path)
     assert exported.classes == own.classes
-    found = exported(photos, score_thr=0.05, batch_size=3)
-    for one, other in zip(own(photos, score_thr=0.05), found, strict=True):
-        assert len(one) > 5
+    found = exported(photos, score_thr=0.1, batch_size=3)
+    for one, other in zip(own(photos, score_thr=0.1), found, strict=True):
+        assert 5 < len(one) < 300
         difference = compare(one, other)
         assert difference.complete, difference
         assert difference.boxes < 0.01
         assert difference.scores < 1e-4
+    blank = np.full((*SIZE, 3), 128, np.uint8)
+    assert len(exported(blank, score_thr=0.1)) == len(own(blank, score_thr=0.1))
+    if own.model.with_mask:
+        batch = own.prepare(photos)[1]
+        for one, other in zip(
+            own.model.test_step(deepcopy(batch)), exported.model.test_step(batch), strict=True
+        ):
+            expected, masks = one.pred_instances.masks, other.pred_instances.masks
+            assert expected.any()
+            assert (expected == masks).float().mean() > 0.9999
     assert sorted(p.suffix for p in tmp_path.iterdir()) == sorted(
         {SUFFIX[to]} | ({".bin"} if to == "openvino" else set())
     )
@@ -113,7 +133,8 @@ def test_the_tool_fails_where_results_differ(tool, saved, photos, tmp_path, monk
     monkeypatch.setattr(ExportDetector, "prepare", lambda self, x: prepare(self, x.flip(1)))
     args = ("--out", tmp_path / "wrong.onnx", "--check", photos[0])
     status, printed = tool("export.py", ROOT / "configs" / QUICKSTART, checkpoint, *args)
-    assert "wrong.onnx does not find what the detector finds" in str(status), printed
+    assert "wrong.onnx would not find what the detector finds: not written" in str(status), printed
+    assert not list(tmp_path.iterdir())
 
 
 def test_detect_takes_a_file_in_place_of_config_and_checkpoint(tool, small, photos, tmp_path):
@@ -129,10 +150,20 @@ def test_detect_names_an_image_of_another_size(tool, small, tmp_path):
     other = tmp_path / "other.png"
     own = small[1](Path(ROOT / "docs/images").glob("*.png").__next__()).draw().resize((90, 90))
     own.save(other)
-    status, _ = tool("detect.py", small[0], other, "--out-dir", tmp_path / "out")
-    assert str(other) in status
-    assert "pixels after the test pipeline's resizing, where" in status
-    assert f"{small[0]} takes 150×120; tools/export.py has --size" in status
+    status, printed = tool("detect.py", small[0], other, "--out-dir", tmp_path / "out")
+    assert "nothing could be read (1 skipped)" in status
+    assert f"skipped: {other}: an image of " in printed
+    assert f"{small[0]} takes 150×120; tools/export.py has --size" in printed
+
+
+def test_detect_names_an_argument_too_many(tool, small, photos, saved):
+    checkpoint = saved(QUICKSTART)[1]
+    status, printed = tool("detect.py", small[0], checkpoint, photos[0])
+    assert status == 2
+    assert f"{small[0]} holds its weights: leave out {checkpoint}" in printed
+    status, printed = tool("detect.py", "config.py", small[0], photos[0])
+    assert status == 2
+    assert f"{small[0]} takes the place of the config too: leave out config.py" in printed
 
 
 @pytest.mark.parametrize("flags", [["--amp"], ["--device", "cuda"]])
@@ -148,7 +179,8 @@ def test_detect_refuses_what_a_file_does_not_do(tool, small, photos, flags):
         ("none.onnx", None, r"no such file: .*none\.onnx"),
         ("bad.onnx", b"abc", r"bad\.onnx: its runtime cannot read it: .*Protobuf parsing failed"),
         ("bad.xml", b"abc", r"bad\.xml: its runtime cannot read it: .*Unable to read the model"),
-        ("bad.pt2", b"abc", r"bad\.pt2: its runtime cannot read it: .*not a ZIP archive"),
+        ("bad.pt2", b"abc", r"bad\.pt2: its runtime cannot read it: File is not a zip file"),
+        ("zip.pt2", ZIP, r"zip\.pt2: its runtime cannot read it: no package of AOTInductor"),
         ("model.pth", b"abc", r"model\.pth: expected one of \.onnx, \.xml, \.pt2, got \.pth"),
     ],
 )
@@ -196,7 +228,9 @@ def test_a_runtime_that_is_missing_is_named(package, small, monkeypatch, tmp_pat
         ({"to": "tensorrt"}, r"to: expected one of onnx, openvino, torch, got 'tensorrt'"),
         ({"to": "torch"}, r"model\.onnx: a file for torch ends in \.pt2"),
         ({"opset": 18}, r"opset_version: 18 has no DeformConv, which came with 19"),
+        ({"opset": 22}, r"opset: ONNX Runtime runs 21 at most, got 22"),
         ({"batch": 0}, r"batch: expected at least 1, got 0"),
+        ({"size": (0, 5)}, r"size: expected a height and a width from 1 up, got \(0, 5\)"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_before_any_work(
@@ -204,7 +238,7 @@ def test_what_cannot_be_exported_is_refused_before_any_work(
 ):
     monkeypatch.setattr("dcndet.models.deploy.exporting.trace", None)
     with pytest.raises(EngineError, match=message):
-        export(small[1], tmp_path / "model.onnx", SIZE, **settings)
+        export(small[1], tmp_path / "model.onnx", **(dict(size=SIZE) | settings))
     assert not list(tmp_path.iterdir())
 
 
@@ -212,13 +246,28 @@ def test_layers_of_one_kernel_per_image_take_no_dynamic_batch(saved, tmp_path, m
     monkeypatch.setattr("dcndet.models.deploy.exporting.trace", None)
     config, _ = saved(QUICKSTART)
     config.model.backbone.deform = dict(layers=1, conv="condconv")
-    own = type("Own", (), {})()
-    from tests.deploy.conftest import scrambled
-
-    own.model = scrambled(config)
+    own = SimpleNamespace(model=scrambled(config))
     message = r"model\.backbone\.layer4\.1\.conv2: CondConv2d convolves .* needs a fixed batch"
     with pytest.raises(EngineError, match=message):
         export(own, tmp_path / "model.onnx", SIZE, batch=None)
+
+
+def test_a_config_of_other_classes_is_named(small):
+    config = Config.fromfile(ROOT / "tests/tools/tiny.py")
+    message = r"small\.onnx knows 10 classes, and the config's test set 1"
+    with pytest.raises(EngineError, match=message):
+        use_exported(config, small[0])
+
+
+def test_a_config_pads_as_the_file_did(detector, tmp_path):
+    own = detector(QUICKSTART)
+    pad_images(own.config, (160, 192))
+    export(own, tmp_path / "padded.onnx", (160, 192))
+    config = Config.fromfile(ROOT / "configs" / QUICKSTART)
+    use_exported(config, tmp_path / "padded.onnx")
+    assert config.model.type == "ExportedModel"
+    *_, pad, _ = config.test_dataloader.dataset.pipeline
+    assert (pad["type"], tuple(pad["size"])) == ("Pad", (192, 160))
 
 
 def test_a_file_stays_where_the_next_one_fails(small, tmp_path, monkeypatch):

@@ -88,6 +88,20 @@ def test_an_image_in_which_nothing_is_found():
     assert not scores.any()
 
 
+@pytest.mark.parametrize("found", [0, 1, 2])
+@torch.no_grad()
+def test_a_trace_serves_images_in_which_little_is_found(found):
+    """torchvision tells a trace that NMS keeps two boxes at least."""
+    model = scrambled(config(QUICKSTART))
+    best = ExportDetector(model, SIZE)(pictures(1)[0])[1][0]
+    model.roi_head.test_cfg.score_thr = ((best[found - 1] if found else 1) + best[found]).item() / 2
+    model = ExportDetector(model, SIZE)
+    outputs = trace(model).module()(pictures(1)[0])
+    assert (outputs[1] > 0).sum() == found
+    for output, expected in zip(outputs, model(pictures(1)[0]), strict=True):
+        torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-4)
+
+
 @torch.no_grad()
 def test_images_do_not_see_each_other():
     model = ExportDetector(scrambled(config(QUICKSTART)), SIZE)
@@ -137,6 +151,21 @@ def test_samples_lie_beyond_every_border():
 )
 def test_a_part_that_it_cannot_state_is_named(change, message):
     with pytest.raises(EngineError, match=message):
+        ExportDetector(scrambled(config(QUICKSTART, **change)), SIZE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model.test_cfg.rcnn.nms.score_threshold": 0.3},
+        {"model.test_cfg.rcnn.max_per_img": -1},
+        {"model.rpn_head.bbox_coder.clip_border": False},
+        {"model.roi_head.bbox_head.bbox_coder.clip_border": False},
+    ],
+)
+def test_a_setting_that_it_cannot_state_is_named(change):
+    (key,) = change
+    with pytest.raises(EngineError, match=rf"{key.split('.')[-1]}.* cannot be exported"):
         ExportDetector(scrambled(config(QUICKSTART, **change)), SIZE)
 
 
