@@ -14,11 +14,13 @@
 // A binary PPM (P6) without comments as [1, 3, H, W] of uint8, in RGB.
 at::Tensor read_ppm(const std::string& path) {
     std::ifstream file(path, std::ios::binary);
+    if (!file) throw std::runtime_error(path + ": cannot be opened");
     std::string kind;
     int64_t width = 0, height = 0, most = 0;
     file >> kind >> width >> height >> most;
     file.get();  // the one space before the pixels
-    if (!file || kind != "P6" || most != 255 || width < 1 || height < 1) {
+    const bool fits = 0 < width && 0 < height && width < 65536 && height < 65536;
+    if (!file || kind != "P6" || most != 255 || !fits) {
         throw std::runtime_error(path + ": expected a PPM file (P6) of 8 bits a colour");
     }
     const at::Tensor pixels = at::empty({height, width, 3}, at::kByte);
