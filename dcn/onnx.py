@@ -11,7 +11,8 @@ Needs the package onnxscript. Everything is written in standard operators:
 `ConvOffset2D`, `GlobalDeformKernel2d` and `CondConv2d` are plain PyTorch and need none.
 
 An offset that is not finite and an RoI whose corners are in the wrong order mean what the runtime
-makes of them; so do, with a sampling ratio of 0, RoIs of no area or far larger than the map.
+makes of them; so do, with a sampling ratio of 0, RoIs of no area or far larger than the map. Where
+the ratio is 0 and bins move, those of a whole number of pixels may have a sample more per side.
 """
 
 from collections.abc import Callable, Sequence
@@ -133,9 +134,7 @@ def _deform_roi_pool(input, rois, offset, mask, output_size, spatial_scale, samp
         number = _constant(np.stack(np.meshgrid(np.arange(pw), np.arange(ph))), rois)
         shift = op.Mul(op.Mul(op.CastLike(offset, rois), size), _constant(gamma, rois))
         start = op.Add(_reshape(corner, -1, 2, 1, 1), op.Add(op.Mul(bin_size, number), shift))
-        # An adaptive number of samples is a ceiling, which no rounding is to lift.
-        extent = bin_size if sampling_ratio else op.Mul(bin_size, _constant(1 - 2**-15, rois))
-        boxes = op.Concat(start, op.Add(start, extent), axis=1)
+        boxes = op.Concat(start, op.Add(start, bin_size), axis=1)
         boxes = _reshape(op.Transpose(boxes, perm=[0, 2, 3, 1]), -1, 4)
         image = _reshape(op.Expand(_reshape(image, -1, 1), _constant([1, ph * pw])), -1)
         pooled = op.RoiAlign(values, boxes, image, output_height=1, output_width=1, **settings)
