@@ -32,7 +32,7 @@ for python in "${candidates[@]}" ''; do
 done
 [[ -n $python ]] || fail "no Python 3.10, 3.11 or 3.12 found (${candidates[0]} is $(version_of "${candidates[0]}" || echo missing)). Install one (Debian, Ubuntu: apt install python3 python3-venv), or name one: PYTHON=/path/to/python3.11 $0"
 
-made_of=(requirements.txt pyproject.toml setup.py scripts/setup.sh models/mmcv_ext.py dcn/csrc/*)
+made_of=(requirements.txt pyproject.toml setup.py scripts/setup.sh models/mmcv_ext.py dcn/csrc/*.{h,cpp})
 key=$({ echo "$venv $("$python" -VV)"; cat "${made_of[@]}"; } | sha256sum)
 if usable_venv && [[ -f $stamp && $(<"$stamp") == "$key" ]] && { [[ $# == 0 ]] || compiled_ops; }; then
     echo "setup: .venv is ready"
