@@ -16,7 +16,8 @@ from ..engine.errors import EngineError
 class ExportDetector(nn.Module):
     """Faster or Mask R-CNN in evaluation, for images of one size, with nothing left to Python.
 
-    It computes what `detector.predict` does, and shares its layers. What depends on the data is
+    It computes what `detector.predict` does, and shares its layers; only of equal scores, as a flat
+    image has them, others may come first. What depends on the data is
     only how many boxes pass the score threshold and NMS; all shapes that leave are fixed. So
     `torch.export` can trace it, with any number of images.
 
