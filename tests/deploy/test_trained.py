@@ -61,6 +61,6 @@ def test_average_precision_is_that_of_the_detector(trained, tmp_path, monkeypatc
     images = sorted((ROOT / dataset.data_root / dataset.data_prefix.img).iterdir())
     size = tuple(detector.prepare([images[0]])[1]["inputs"][0].shape[1:])
     for to, suffix in (("onnx", ".onnx"), ("openvino", ".xml")):
-        export(detector, tmp_path / f"detector{suffix}", size, to)
+        export(detector, tmp_path / f"detector{suffix}", size, to=to)
         found = average_precision(config, tmp_path, exported=tmp_path / f"detector{suffix}")
         assert found == pytest.approx(expected, abs=1e-3), to

@@ -75,7 +75,7 @@ def run(device: str, repeats: int) -> dict:
             calls["dcn, torch.compile"] = partial(compiled(ExportDetector(own.model, size)), image)
             for to, runtime in RUNTIMES.items():
                 file = Path(folder) / f"{size[0]}{FORMATS[to]}"
-                export(own, file, size, to)
+                export(own, file, size, to=to)
                 print(f"{size[0]}×{size[1]}: {to} is written", flush=True)
                 calls[runtime] = partial(step, ExportedModel(file), image)
             if mmcv_operators() is not None:
