@@ -63,13 +63,13 @@ def main():
         parser.error("one of --size and --check is needed: it says how large images are")
     if args.pad and args.size is None:
         parser.error("--pad: needs --size")
+    if args.to != "onnx" and (args.opset != OPSET or args.no_deform_conv):
+        parser.error("--opset and --no-deform-conv: are for --to onnx")
 
     config = read_config(args.config)
     merge_options(config, args.cfg_options or {})
     if args.pad:
         pad_images(config, args.size)
-    if args.to != "onnx" and (args.opset != OPSET or args.no_deform_conv):
-        parser.error("--opset and --no-deform-conv: are for --to onnx")
     detector = Detector(config, existing_checkpoint(args.checkpoint), device="cpu")
     inputs = [detector.prepare([image])[1]["inputs"][0] for image in args.check]
     sizes = [tuple(image.shape[1:]) for image in inputs]

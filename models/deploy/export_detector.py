@@ -17,9 +17,9 @@ class ExportDetector(nn.Module):
     """Faster or Mask R-CNN in evaluation, for images of one size, with nothing left to Python.
 
     It computes what `detector.predict` does, and shares its layers; only of equal scores, as a flat
-    image has them, others may come first. What depends on the data is
-    only how many boxes pass the score threshold and NMS; all shapes that leave are fixed. So
-    `torch.export` can trace it, with any number of images.
+    image has them, others may come first. What depends on the data is how many boxes pass the score
+    threshold and NMS, and nothing else; all shapes that leave are fixed. So `torch.export` can
+    trace it, with any number of images.
 
     Args:
         detector: of mmdet, with an RPN and one RoI head.

@@ -82,11 +82,6 @@ class Detector:
         >>> result.boxes, result.scores, result.names
         >>> result.save("found.jpg")
 
-    Attributes:
-        classes: the names of all classes, by label.
-        config: the config, as it was read.
-        model: the network, in evaluation.
-
     Args:
         config: path of an mmdet config, or the config itself.
         checkpoint: path or URL of the weights. They have to fit the model exactly; the auxiliary
@@ -94,6 +89,11 @@ class Detector:
             if it has none, those of the config's test dataset.
         device: for example "cuda:1"; by default the GPU if there is one.
         amp: mixed precision: "bf16", "fp16", or "auto" (bf16 where the device has it).
+
+    Attributes:
+        classes: the names of all classes, by label.
+        config: the config, as it was read.
+        model: the network, in evaluation.
 
     Raises:
         EngineError: a file is missing, the checkpoint does not fit or is not safe to load, the
