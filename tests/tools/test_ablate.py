@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
+import submitit  # here, for it closes absl's log: within a test, that is pytest's own capture
 import torch
 from mmengine.config import Config
 
@@ -520,7 +521,6 @@ def test_two_processes_without_a_gpu(dataset, tmp_path, monkeypatch):
 
 
 def test_a_job_of_an_earlier_call_is_waited_for(fake, monkeypatch):
-    submitit = pytest.importorskip("submitit")
     done, submitted = [], []
 
     class Job:
