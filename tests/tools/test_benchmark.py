@@ -5,6 +5,7 @@ import math
 import re
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import matplotlib.image
@@ -195,7 +196,7 @@ def test_a_gpus_time_and_memory():
     assert 67 < figures["mb"] < 70
 
 
-@pytest.mark.parametrize("name", ["ops_cpu", "detector_cpu", "kernels"])
+@pytest.mark.parametrize("name", sorted(file.stem for file in DOCS.glob("*.json")))
 def test_pages_are_written_from_their_figures(name):
     assert (DOCS / f"{name}.md").read_text() == report.page(
         json.loads((DOCS / f"{name}.json").read_text())
@@ -267,3 +268,24 @@ def test_detector(run, monkeypatch):
     assert len(result["sections"]["models"]) == (5 if compiled else 3)
     assert ("mmdet's detectors were skipped" in text) != compiled
     assert not compiled or result["sections"]["loss_difference"] < 1e-3
+
+
+@pytest.mark.slow
+def test_export(run, monkeypatch):
+    """Of a small detector, by the runtimes that compile nothing."""
+    reason = "requirements-export.txt is not installed"
+    for runtime in ("onnxscript", "onnxruntime", "openvino"):
+        pytest.importorskip(runtime, reason=reason)
+    export = pytest.importorskip("tools.benchmarks.export", reason=reason)
+    small = DOCS.parents[1] / "configs/quickstart/faster-rcnn_r18-mdconv_fpn_mdpool_mimic_digits.py"
+    monkeypatch.setattr(export, "OURS", small)
+    monkeypatch.setattr(export, "SIZES", ((64, 96),))
+    monkeypatch.setattr(export, "RUNTIMES", {"onnx": "ONNX Runtime", "openvino": "OpenVINO"})
+    monkeypatch.setattr(export, "mmcv_operators", lambda: None)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    result, text = run("export", "--device", "cpu", "--repeats", "1")
+    (case,) = result["sections"]["cases"]
+    names = ["dcn, eager", "dcn, torch.compile", "ONNX Runtime", "OpenVINO"]
+    assert [row["runtime"] for row in case["rows"]] == names
+    assert all(row["matched"] == case["rows"][0]["found"] > 0 for row in case["rows"])
+    assert text.count("\n## 64×96\n") == 1
