@@ -265,7 +265,7 @@ def test_detector(run, monkeypatch):
     monkeypatch.setattr(detector, "SIZES", {"cpu": (96, 128)})
     result, text = run("detector", "--device", "cpu", "--repeats", "1")
     compiled = measure.mmcv_operators() is not None
-    assert len(result["sections"]["models"]) == (5 if compiled else 3)
+    assert len(result["sections"]["models"]) == (6 if compiled else 4)
     assert ("mmdet's detectors were skipped" in text) != compiled
     assert not compiled or result["sections"]["loss_difference"] < 1e-3
 
