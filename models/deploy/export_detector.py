@@ -174,8 +174,8 @@ class ExportDetector(nn.Module):
             The best `most` scores of every image, and where they are: [N, most] each.
         """
         n, length = scores_of_none.shape
-        # Boxes of other groups and images do not overlap when they are moved apart. Groups would be
-        # by x alone, but where neither side overlaps, torchvision's NMS takes a third less.
+        # Boxes of other groups and images do not overlap when they are moved apart. Along x would
+        # do for groups, but torchvision's NMS takes a third less time if both sides are apart.
         image = place // length
         apart = torch.stack((group * (self.size[1] + 1), (group + image) * (self.size[0] + 1)), 1)
         # Two more, which are always kept and then dropped: in a trace, torchvision has NMS say that

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-import submitit  # here, for it closes absl's log: within a test, that is pytest's own capture
+import submitit  # importing it closes absl's stream: within a test, that is pytest's capture
 import torch
 from mmengine.config import Config
 
