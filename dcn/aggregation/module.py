@@ -130,9 +130,10 @@ class DCNv3(nn.Module, Deformable):
 class DCNv4(nn.Module, Deformable):
     """DCNv4 (arXiv 2401.06197, section 3.1).
 
-    A linear layer predicts offsets and weights, which are not normalised, in one tensor. All of
-    them start at zero, so that a fresh layer puts out its last bias, and `value_proj` has no
-    gradient in the first step.
+    A linear layer predicts offsets and weights, which are not normalised, in one tensor. Offsets
+    start at zero. So do weights, as in the release: a fresh layer puts out its last bias, and
+    `value_proj` has no gradient in the first step. That suits a residual branch; before a ReLU such
+    a layer would never learn, so `from_conv` lets weights start at 1/K.
 
     Parameters are named as in the release, whose weights load unchanged. Its stride works here:
     offsets are predicted at every stride-th pixel.
@@ -146,6 +147,7 @@ class DCNv4(nn.Module, Deformable):
             of the result for every position and group. Only at a stride of 1.
         output_bias: whether `output_proj` has a bias.
         without_pointwise: leave out both projections.
+        mask_start: where the weights of all points start.
 
     Shapes: [N, L, C] -> [N, L_out, C], L = H·W pixels row by row, as in the release; or
     [N, H, W, C] -> [N, H_out, W_out, C].
@@ -169,6 +171,7 @@ class DCNv4(nn.Module, Deformable):
         remove_center: bool = False,
         output_bias: bool = True,
         without_pointwise: bool = False,
+        mask_start: float = 0.0,
     ) -> None:
         super().__init__()
         _check(
@@ -180,7 +183,7 @@ class DCNv4(nn.Module, Deformable):
         if dw_kernel_size is not None:
             self.offset_mask_dw = _depthwise(channels, dw_kernel_size, stride)
         points = kernel_size**2 - remove_center
-        self.offset_mask = ZeroLinear(channels, packed_channels(group, points))
+        self.offset_mask = _OffsetMask(channels, group, points, number("mask_start", mask_start))
         self.value_proj = self.output_proj = None
         if not without_pointwise:
             self.value_proj = nn.Linear(channels, channels)
@@ -193,8 +196,14 @@ class DCNv4(nn.Module, Deformable):
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, **settings) -> "InPlaceOfConv2d":
-        """In place of a square convolution, whose weight is not used; 16 channels a group."""
-        return InPlaceOfConv2d(cls(**_geometry(conv), **(_groups(conv) | settings)), conv)
+        """In place of a square convolution, whose weight is not used; 16 channels a group.
+
+        Weights start at the mean of the points.
+        """
+        geometry = _geometry(conv)
+        points = geometry["kernel_size"] ** 2 - settings.get("remove_center", False)
+        settings = _groups(conv) | dict(mask_start=1 / max(points, 1)) | settings
+        return InPlaceOfConv2d(cls(**geometry, **settings), conv)
 
     def init_weights(self) -> None:
         """mmengine calls this after it has initialised all layers."""
@@ -233,6 +242,22 @@ class DCNv4(nn.Module, Deformable):
         if self.output_proj is not None:
             out = self.output_proj(out)
         return _like_input(out, input)
+
+
+class _OffsetMask(nn.Linear):
+    """Predicts offsets, which start at zero, and weights, which start at `mask_start`."""
+
+    def __init__(self, channels: int, group: int, points: int, mask_start: float) -> None:
+        self.group, self.points, self.mask_start = group, points, mask_start
+        super().__init__(channels, packed_channels(group, points))
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+        per_group = self.bias.detach()[: 3 * self.group * self.points].unflatten(
+            0, (self.group, -1)
+        )
+        per_group[:, 2 * self.points :] = self.mask_start
 
 
 class InPlaceOfConv2d(nn.Module, Deformable):

@@ -100,11 +100,28 @@ def test_a_layer_starts_without_offsets_on_any_device(name):
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
     predictors = ("conv_offset", "rotation_conv", "offset_conv", "fc", "offset", "mask")
-    predictors += ("offset_mask",)
     for key, parameter in layer.named_parameters():
         zero = key.split(".")[-2:][0] in predictors
         assert parameter.isfinite().all(), key
         assert not (zero and parameter.any()), key
+    if name == "dcnv4":
+        torch.testing.assert_close(layer.layer.offset_mask.bias, dcnv4_start(1, 9, 1 / 9))
+
+
+def dcnv4_start(groups, points, mask):
+    """Of the layer that predicts offsets and weights, padded to a multiple of eight."""
+    per_group = [*[0.0] * (2 * points), *[mask] * points]
+    return torch.tensor([*per_group * groups, *[0.0] * (-3 * groups * points % 8)])
+
+
+def test_dcnv4_starts_as_released_unless_it_stands_for_a_convolution():
+    assert not dcn.DCNv4(32).offset_mask.bias.any()
+    conv = nn.Conv2d(32, 48, 3, padding=1)
+    bias = dcn.DCNv4.from_conv(conv, remove_center=True).layer.offset_mask.bias
+    torch.testing.assert_close(bias.detach(), dcnv4_start(2, 8, 1 / 8))
+    assert not dcn.DCNv4.from_conv(conv, mask_start=0.0).layer.offset_mask.bias.any()
+    with pytest.raises(TypeError, match="^mask_start: expected a number"):
+        dcn.DCNv4(32, mask_start="mean")
 
 
 @pytest.mark.parametrize("name", [n for n in dcn.LAYERS if not n.startswith("dcnv")])
