@@ -54,7 +54,7 @@ LAYERS = {
     "dcnv4": Layer(DCNv4, _AGGREGATION),
     "dk_local": Layer(LocalDeformKernel2d, _SCOPE),
     "dk_global": Layer(GlobalDeformKernel2d, ("scope_size",)),
-    "dk_mdconv": Layer(DeformKernelConv2d, (*_SCOPE, "deform_groups")),
+    "dk_dconv": Layer(DeformKernelConv2d, (*_SCOPE, "deform_groups")),
     "condconv": Layer(CondConv2d, ("num_experts",)),
     "conv_offset": Layer(ConvOffset2D, ("init_std",)),
 }

@@ -3,7 +3,7 @@
 title = "Playing cards: the family"
 base = "../cards/faster-rcnn_lite0_fpn_8e_cards.py"
 rows = [dict(layers=0)]
-rows += [dict(layers=6, conv=conv) for conv in ("mdconv", "dk_local", "dk_mdconv", "condconv")]
+rows += [dict(layers=6, conv=conv) for conv in ("mdconv", "dk_local", "dk_dconv", "condconv")]
 seeds = [0, 1, 2]
 options = {
     "train_cfg.val_interval": 1,

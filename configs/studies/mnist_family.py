@@ -11,7 +11,7 @@ rows += [
         "dcnv4",
         "dk_local",
         "dk_global",
-        "dk_mdconv",
+        "dk_dconv",
         "condconv",
     )
 ]

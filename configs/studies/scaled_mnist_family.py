@@ -4,6 +4,6 @@ base = "../mnist/scaled-cnn_4e_scaled-mnist-6k.py"
 rows = [dict(layers=0)]
 rows += [
     dict(layers=2, conv=conv)
-    for conv in ("mdconv", "dcnv3", "dcnv4", "dk_local", "dk_global", "dk_mdconv", "condconv")
+    for conv in ("mdconv", "dcnv3", "dcnv4", "dk_local", "dk_global", "dk_dconv", "condconv")
 ]
 seeds = [0, 1, 2]

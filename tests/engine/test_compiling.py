@@ -24,7 +24,7 @@ BACKBONES = {
     "condconv": RESNET | dict(deform=dict(layers=1, conv="condconv")),
     "dk_local": DEPTHWISE | dict(deform=dict(layers=1, conv="dk_local", scope_size=4)),
     "dk_global": DEPTHWISE | dict(deform=dict(layers=1, conv="dk_global", scope_size=4)),
-    "dk_mdconv": DEPTHWISE | dict(deform=dict(layers=1, conv="dk_mdconv", scope_size=4)),
+    "dk_dconv": DEPTHWISE | dict(deform=dict(layers=1, conv="dk_dconv", scope_size=4)),
     "dcnv3": dict(type="InternImage", **LEVEL),
     "dcnv4": dict(type="FlashInternImage", **LEVEL),
     "timm": dict(

@@ -32,7 +32,7 @@ def test_every_bottleneck_is_depthwise():
 
 
 @each_network
-@pytest.mark.parametrize("conv", ["dconv", "dk_local", "dk_global", "dk_mdconv", "condconv"])
+@pytest.mark.parametrize("conv", ["dconv", "dk_local", "dk_global", "dk_dconv", "condconv"])
 def test_starts_as_the_regular_network(type, conv):
     torch.manual_seed(0)
     regular, x = build(type), torch.randn(2, 3, 64, 64)
@@ -45,7 +45,7 @@ def test_starts_as_the_regular_network(type, conv):
     ours.init_weights()
     predictors = ("rotation_conv", "conv_offset", "offset_conv", "fc")
     offsets = [p for n, p in ours.named_parameters() if n.split(".")[-2] in predictors]
-    assert len(offsets) == (12 if conv == "dk_mdconv" else 6)
+    assert len(offsets) == (12 if conv == "dk_dconv" else 6)
     assert not any(p.any() for p in offsets)
 
 

@@ -1,3 +1,0 @@
-_base_ = "./scaled-cnn_10e_scaled-mnist.py"
-
-model = dict(backbone=dict(deform=dict(layers=2, conv="dk_mdconv")))
