@@ -120,7 +120,7 @@ def test_dcnv4_starts_as_released_unless_it_stands_for_a_convolution():
     bias = dcn.DCNv4.from_conv(conv, remove_center=True).layer.offset_mask.bias
     torch.testing.assert_close(bias.detach(), dcnv4_start(2, 8, 1 / 8))
     assert not dcn.DCNv4.from_conv(conv, mask_start=0.0).layer.offset_mask.bias.any()
-    with pytest.raises(TypeError, match="^mask_start: expected a number"):
+    with pytest.raises(TypeError, match=r"^mask_start: expected a number"):
         dcn.DCNv4(32, mask_start="mean")
 
 
