@@ -189,6 +189,9 @@ def test_the_studies_of_this_repository(study):
         (dict(rows=dict(layers=3)), "rows: expected a list, got {"),
         (dict(pictures={"cells": ["x"]}), "pictures: no cell is named 'x'"),
         (dict(pictures={"cell": ["x"]}), "pictures: cell: unknown"),
+        (dict(pairs=[("0 layers", "x")]), "pairs: no cell is named 'x'"),
+        (dict(pairs=[("0 layers",) * 2]), "pairs: expected two names of cells, got"),
+        (dict(pairs=["ab"]), "pairs: expected two names of cells, got 'ab'"),
         (dict(axes={"randomness.seed": [1]}), "randomness.seed is set for every run"),
         (dict(axes={"conv": ["dconv"]}), "conv: the base has no deformable layer"),
         (dict(axes={"stages": [3]}), "stages: expected a bool per stage, got 3"),
@@ -300,6 +303,9 @@ def test_weights_are_settings(weights, fake):
         assert run.content.load_from == "https://a/b.pth"
         assert run.weights == []
         assert len(run.identity) == 1
+    of_each_seed = write(fake.parent, "seeds.py", axes=axes, options={"load_from": "{seed}/a.pth"})
+    weights = [run.weights[0] for run in Study.read(of_each_seed).runs(fake)]
+    assert weights == [Path("0/a.pth")] * 2 + [Path("1/a.pth")] * 2
 
 
 def test_runs_are_of_the_weights_that_they_started_from(weights, fake):
@@ -568,6 +574,20 @@ def test_means_differences_and_intervals(fake):
     assert row["difference"] == pytest.approx(row["AP"] - base["AP"])
     expected = compare(values, "0 layers").loc["3 layers"]
     assert row[["low", "high", "seeds needed"]].tolist() == expected.tolist()
+
+
+def test_pairs_that_a_study_names(fake, capsys):
+    study = write(fake.parent, seeds=[0, 1, 3], pairs=[("3 layers", "0 layers")])
+    _, workspace = execute(study, fake)
+    results = make_results(workspace.study, workspace.records(), {})
+    cell = results.cells.loc["3 layers"]
+    pair = results.pairs.loc["3 layers − 0 layers"]
+    # One comparison of two cells, as in the table: but for the random points of Dunnett's.
+    assert pair.tolist() == pytest.approx(cell[["difference", "low", "high"]].tolist(), abs=1e-3)
+    assert ablate(study, "--work-dir", fake, "--report") is None
+    for text in (capsys.readouterr().out, (fake / "report.md").read_text()):
+        assert re.search(r"^\| 3 layers − 0 layers \| [+-]0.\d{3} +\| -\S+ to \S+ +\|$", text, re.M)
+    assert ">3 layers − 0 layers</th>" in (fake / "report.html").read_text()
 
 
 def test_the_plan(fake):

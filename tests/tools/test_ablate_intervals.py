@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tools.ablation.intervals import compare, seeds_needed
+from tools.ablation.intervals import compare, compare_pairs, seeds_needed
 from tools.ablation.results import read_results
 from tools.ablation.study import Study
 
@@ -51,6 +51,25 @@ def test_the_family_is_the_cells_with_two_seeds():
     equal = {"base": [0.1, 0.1], "a": [0.3, 0.3]}
     assert compare(equal, "base").empty
     assert len(compare(equal | {"b": [0.1, 0.2]}, "base")) == 2
+
+
+def test_pairs_share_the_error():
+    values = {"a": [0.50, 0.52, 0.51, 0.55], "b": [0.60, 0.54], "c": [0.1, 0.3, 0.2], "d": [0.4]}
+    pairs = [("b", "a"), ("c", "b"), ("a", "d")]
+    found = compare_pairs(values, pairs)
+    assert found.index.tolist() == ["b − a", "c − b"]
+    pooled = sum((len(v) - 1) * variance(v) for v in values.values() if len(v) > 1) / 6
+    for (cell, other), line in zip(pairs, found.to_numpy(), strict=False):
+        a, b = values[cell], values[other]
+        half = stats.t.ppf(1 - 0.025 / 3, 6) * (pooled * (1 / len(a) + 1 / len(b))) ** 0.5
+        expected = mean(a) - mean(b)
+        assert line == pytest.approx([expected, expected - half, expected + half])
+    assert compare_pairs({"a": [1.0], "b": [1.0]}, [("a", "b")]).empty
+    assert compare_pairs(values, []).empty
+    # One pair of two cells: the interval of the t-test.
+    test = stats.ttest_ind(values["b"], values["a"]).confidence_interval()
+    [line] = compare_pairs({k: values[k] for k in "ab"}, [("b", "a")]).to_numpy()
+    assert line[1:] == pytest.approx([test.low, test.high])
 
 
 def test_seeds_of_a_textbook():

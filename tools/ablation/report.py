@@ -31,6 +31,10 @@ READING = (
     "errs towards more seeds). × is relative to the baseline. GFLOPs are 1e9 multiply-adds of one "
     "image in inference; memory is training's peak, of the GPU or the process."
 )
+PAIRS = (
+    "Differences in {main} between pairs of cells that the study names: Bonferroni's intervals, "
+    "pooled variance of all cells. With 95 % confidence, all intervals of this table hold at once."
+)
 
 
 def write_report(results: Results, folder: Path, command: str, machine: dict[str, object]) -> Path:
@@ -60,6 +64,8 @@ def write_report(results: Results, folder: Path, command: str, machine: dict[str
         reading=READING.format(
             meaning=study.metrics.meaning, main=study.metrics.main, baseline=study.baseline.name
         ),
+        pairs=_pairs_as_text(results),
+        pairs_reading=PAIRS.format(main=study.metrics.main),
         plots=make_plots(results, folder / "plots"),
         layers={cell: found for cell, each in results.logs.items() if len(found := _layers(each))},
         offsets=OFFSETS,
@@ -75,6 +81,7 @@ def write_report(results: Results, folder: Path, command: str, machine: dict[str
         base64=lambda data: base64.b64encode(data).decode(),
         baseline=study.baseline.name,
         cells=results.cells,
+        pair_bounds=results.pairs,
         waiting=[run.name for run, record in results.ended if record.state == "waiting"],
         **dict(slides=slides, problems=problems, score=SCORE, log=LOG),
     )
@@ -105,8 +112,9 @@ def _facts(results: Results, command: str, machine: dict[str, object]) -> dict[s
 
 
 def summary(results: Results) -> str:
-    """The main finding and the table, as Markdown."""
-    return f"{_lead(results)}\n\n{to_markdown(as_text(results))}"
+    """The main finding and the tables, as Markdown."""
+    tables = [as_text(results), _pairs_as_text(results)]
+    return "\n\n".join([_lead(results), *(to_markdown(table) for table in tables if len(table))])
 
 
 def _lead(results: Results) -> str:
@@ -143,11 +151,15 @@ def _layers(logs: list[pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(columns).rename_axis("layer")
 
 
-def _markdown(title, lead, facts, table, reading, plots, layers, offsets, failed) -> str:
+def _markdown(
+    title, lead, facts, table, reading, pairs, pairs_reading, plots, layers, offsets, failed
+) -> str:
     lines = [f"# {markdown_text(title)}", "", markdown_text(lead), ""]
     for key, value in facts.items():
         lines.append(f"- {key}: {_code(value) if key == 'command' else markdown_text(value)}")
     lines += ["", to_markdown(table), "", markdown_text(reading), ""]
+    if len(pairs):
+        lines += [to_markdown(pairs), "", markdown_text(pairs_reading), ""]
     for plot, path in plots.items():
         lines += [f"![{plot}](plots/{path.name})", ""]
     if layers:
@@ -179,14 +191,11 @@ def as_text(results: Results) -> pd.DataFrame:
         return formatted(cells[key] / unit, form) + relative.where(cells.index != baseline, "")
 
     needed = cells["seeds needed"]
-    signed = f"{{:+.{digits}f}}"
-    low, high = formatted(cells["low"], f"{signed} to "), formatted(cells["high"], signed)
     failed = formatted(cells["failed"].where(cells["failed"] > 0), " ({:.0f} failed)")
     columns = {
         "seeds": formatted(cells["finished"], "{:.0f}") + failed,
         main: spread(main),
-        "difference": formatted(cells["difference"], signed),
-        INTERVAL: low + high,
+        **_differences(cells, digits),
         "seeds for 80 % power": formatted(needed, "{:.0f}").replace("inf", f">{MOST}"),
         **{other: spread(other) for other in others},
         "params (M)": cost("parameters", "{:.2f}", 1e6),
@@ -195,6 +204,16 @@ def as_text(results: Results) -> pd.DataFrame:
         "memory (MB)": cost("memory_mb", "{:.0f}"),
     }
     return pd.DataFrame(columns)
+
+
+def _pairs_as_text(results: Results) -> pd.DataFrame:
+    return pd.DataFrame(_differences(results.pairs, results.study.metrics.digits))
+
+
+def _differences(found: pd.DataFrame, digits: int) -> dict[str, pd.Series]:
+    signed = f"{{:+.{digits}f}}"
+    low, high = formatted(found["low"], f"{signed} to "), formatted(found["high"], signed)
+    return {"difference": formatted(found["difference"], signed), INTERVAL: low + high}
 
 
 def formatted(values: pd.Series, form: str) -> pd.Series:

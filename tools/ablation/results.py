@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .intervals import compare
+from .intervals import compare, compare_pairs
 from .study import COCO, Run, Study, StudyError
 
 RECORD = "run.json"
@@ -145,13 +145,28 @@ class Results:
     def cells(self) -> pd.DataFrame:
         names, base = self.study.names, self.study.baseline.name
         metrics, main = [*self.study.metrics.keys], self.study.metrics.main
-        by_cell = self.runs[self.runs["state"] == "finished"].groupby("cell")
+        by_cell = self._finished.groupby("cell")
         means, spreads = by_cell[metrics].mean(), by_cell[metrics].std().add_suffix(" std")
         cells = means.join([spreads, by_cell[COSTS].median()]).reindex(pd.Index(names, name="cell"))
         counts = pd.crosstab(self.runs["cell"], self.runs["state"]).reindex(names)
         cells[["finished", "failed"]] = counts.reindex(columns=["finished", "failed"]).fillna(0)
         cells["difference"] = (cells[main] - cells.loc[base, main]).where(cells.index != base)
-        return cells.join(compare({name: [*values] for name, values in by_cell[main]}, base))
+        return cells.join(compare(self._values, base))
+
+    @property
+    def pairs(self) -> pd.DataFrame:
+        """What `compare_pairs` says of the study's pairs, by the main metric."""
+        return compare_pairs(self._values, self.study.pairs)
+
+    @property
+    def _finished(self) -> pd.DataFrame:
+        return self.runs[self.runs["state"] == "finished"]
+
+    @property
+    def _values(self) -> dict[str, list[float]]:
+        """The main metric of the finished runs, by cell."""
+        by_cell = self._finished.groupby("cell")[self.study.metrics.main]
+        return {name: [*values] for name, values in by_cell}
 
     def finished(self, cell: str) -> list[Run]:
         return [run for run, r in self.ended if r.finished and run.cell.name == cell]

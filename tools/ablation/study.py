@@ -17,7 +17,7 @@ from mmengine.config import Config
 
 from dcn import LAYERS
 
-KEYS = {"title": str, "base": str, "axes": dict, "rows": list, "seeds": list}
+KEYS = {"title": str, "base": str, "axes": dict, "rows": list, "seeds": list, "pairs": list}
 KEYS |= dict.fromkeys(("baseline", "metrics", "options", "pictures"), dict)
 CHOICES = {
     "conv": tuple(LAYERS),
@@ -130,8 +130,11 @@ class Study:
     - optionally `title`; `baseline`, the settings of the cell that the others are compared with
       (the first cell if not given); `metrics`, what is logged by the name that a column gets, the
       first of which cells are compared by (the default is COCO's AP, or of a classifier the
-      accuracy); `options`, keys of the config that hold for every cell; and `pictures`, for the
-      report: `cells`, a list of cell names, and `images`, how many.
+      accuracy); `options`, keys of the config that hold for every cell; `pairs`, a list of two
+      cell names each, whose differences are of interest beside those to the baseline; and
+      `pictures`, for the report: `cells`, a list of cell names, and `images`, how many.
+
+    In `load_from`, `{seed}` stands for the seed of the run.
     """
 
     path: Path
@@ -144,6 +147,7 @@ class Study:
     options: dict[str, Any]
     config: Config  # the base with the options
     pictures: dict[str, Any]
+    pairs: tuple[tuple[str, str], ...]
 
     @classmethod
     def read(cls, path: str | Path) -> "Study":
@@ -189,14 +193,27 @@ class Study:
         _require(not unknown, f"pictures: {unknown}: unknown, expected cells, images")
         whole = type(pictures["images"]) is int
         _require(whole, f"pictures: images: expected a number, got {pictures['images']!r}")
-        title = content.get("title", path.stem)
-        metrics = _metrics(content, config)
-        study = cls(
-            path, title, base, cells, tuple(seeds), found[0], metrics, options, config, pictures
+        pairs = content.get("pairs", [])
+        for pair in pairs:
+            two = isinstance(pair, list | tuple) and len({*map(str, pair)}) == len(pair) == 2
+            _require(two, f"pairs: expected two names of cells, got {pair!r}")
+        names = [cell.name for cell in cells]
+        for key, named in (("pictures", pictures["cells"]), ("pairs", itertools.chain(*pairs))):
+            for name in named:
+                _require(name in names, f"{key}: no cell is named {name!r}; there are {names}")
+        return cls(
+            path=path,
+            title=content.get("title", path.stem),
+            base=base,
+            cells=cells,
+            seeds=tuple(seeds),
+            baseline=found[0],
+            metrics=_metrics(content, config),
+            options=options,
+            config=config,
+            pictures=pictures,
+            pairs=tuple(map(tuple, pairs)),
         )
-        if unknown := [name for name in pictures["cells"] if name not in study.names]:
-            raise StudyError(f"pictures: no cell is named {unknown[0]!r}; there are {study.names}")
-        return study
 
     @property
     def names(self) -> list[str]:
@@ -208,6 +225,8 @@ class Study:
         for seed, cell in itertools.product(self.seeds, self.cells):
             config = copy.deepcopy(cell.config)
             config.merge_from_dict({"randomness.seed": seed})
+            if isinstance(config.get("load_from"), str):
+                config.load_from = config.load_from.replace("{seed}", str(seed))
             path = folder / "configs" / f"{cell.folder}_seed-{seed}.py"
             own = folder / cell.folder / f"seed-{seed}"
             runs.append(Run(cell, seed, own, path, config, self.metrics))
