@@ -3,7 +3,14 @@ _base_ = "./scaled-cnn_4e_scaled-mnist-6k.py"
 
 model = dict(
     data_preprocessor=dict(mean=[33.3] * 3, std=[78.6] * 3),
-    backbone=dict(_delete_=True, type="DeformMobileNetV2", widen_factor=0.5, out_indices=(6,)),
+    backbone=dict(
+        _delete_=True,
+        type="DeformMobileNetV2",
+        widen_factor=0.5,
+        out_indices=(6,),
+        # Convolutions and what replaces them start alike, as torch lets them.
+        init_cfg=[dict(type="Constant", val=1, layer=["_BatchNorm"])],
+    ),
     in_channels=160,
 )
 pipeline = [{{_base_.zoom}}, dict(type="ToChannels", channels=3), {{_base_.pack}}]

@@ -15,6 +15,8 @@ rows += [
         "condconv",
     )
 ]
+# Whether deformable kernels and deformable samples complement each other.
+pairs = [("3 layers, dk_dconv", f"3 layers, {alone}") for alone in ("dconv", "dk_local")]
 metrics = {"zoomed": "accuracy/zoomed/top1", "regular": "accuracy/regular/top1"}
 seeds = [0, 1, 2]
 options = {

@@ -294,6 +294,8 @@ def _normal(settings: dict) -> dict:
 
 def _label(axis: str, value: Any, axes: set[str]) -> str:
     """What a cell's name says of an axis: the end of its key that no other of the `axes` has."""
+    if axis == "layers" and value == 1:
+        return "1 layer"
     if axis in LABELS:
         return LABELS[axis].format(value)
     steps = axis.split(".")
