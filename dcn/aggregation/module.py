@@ -270,6 +270,9 @@ class InPlaceOfConv2d(nn.Module, Deformable):
         super().__init__()
         self.layer = layer
         self.in_channels = conv.in_channels
+        # Read where a map's pixels are placed on the image.
+        self.kernel_size, self.stride = conv.kernel_size, conv.stride
+        self.padding, self.dilation = conv.padding, conv.dilation
         if conv.out_channels != conv.in_channels:
             if layer.output_proj is None:
                 raise ValueError(

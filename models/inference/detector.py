@@ -22,6 +22,7 @@ from mmengine.runner import CheckpointLoader
 from PIL import Image
 from torch import Tensor
 
+from ..classifiers import ImageClassifier
 from ..engine.checkpoint import load_weights
 from ..engine.errors import EngineError
 from ..engine.optim import amp_dtype, mixed_precision
@@ -165,8 +166,10 @@ class Detector:
         Raises:
             DataError: a file cannot be read or decoded (see `read`).
             TypeError, ValueError: an array of another type or shape.
-            EngineError: a name in `classes` is not one of the detector's.
+            EngineError: a name in `classes` is not one of the detector's, or it is a classifier.
         """
+        if isinstance(self.model, ImageClassifier):
+            raise EngineError("this config is a classifier's, which finds no boxes")
         if classes is not None:
             self.check_classes(classes)
         if not isinstance(images, (list, tuple)):

@@ -81,9 +81,10 @@ def on_object(
 
         with watched(wanted, shares) as seen:
             detector.model.backbone(view.inputs)
-        for name, [values] in seen.items():
-            line = dict(zip(SHARES, values.mean(0).tolist(), strict=True))
-            lines.append(dict(layer=name, image=info["img_path"], objects=len(objects)) | line)
+        for name, runs in seen.items():
+            for values in runs:
+                line = dict(zip(SHARES, values.mean(0).tolist(), strict=True))
+                lines.append(dict(layer=name, image=info["img_path"], objects=len(objects)) | line)
     if not lines:
         raise EngineError("the images of the validation set have no annotated objects")
     return pd.DataFrame(lines)

@@ -264,6 +264,28 @@ def test_every_layer_in_place_of_a_convolution(name, tmp_path):
     assert len(draw_points(points).shape) == 3  # also where all weights are zero, as DCNv4's
 
 
+@pytest.mark.parametrize("name", ["mdconv", "dcnv3", "dcnv4"])
+def test_a_strided_layer_on_the_way_to_a_map(name, tmp_path):
+    """Nothing beside it says where the map's pixels lie."""
+    backbone = dict(
+        type="SmallCNN",
+        channels=[16, 16, 16],
+        strides=[2, 2, 1],
+        in_channels=3,
+        deform=dict(layers=2, conv=name),
+    )
+    detector = classifier(backbone, tmp_path, 16)
+    points = sampling_points(detector, np.zeros((32, 32, 3), np.uint8), at=(13, 17), depth=1)
+    assert points.at == (12, 16)
+    assert sorted({*points.rest_x.round(2).tolist()}) == [8, 12, 16]
+
+
+def test_a_classifier_finds_no_boxes(tmp_path):
+    detector = classifier(dict(type="SmallCNN", channels=[4], in_channels=3), tmp_path, 4)
+    with pytest.raises(EngineError, match="a classifier's, which finds no boxes"):
+        detector(np.zeros((32, 32, 3), np.uint8))
+
+
 def test_padding_as_tensorflow_does_it(tmp_path):
     """The layer sees a padded map; points are on the one before."""
     pytest.importorskip("timm")
