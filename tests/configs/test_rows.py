@@ -160,6 +160,26 @@ def test_training_is_the_papers(detector, neck, schedule, epochs, milestones, sc
     assert not any(norm.training for norm in built.train().modules() if norm in norms)
 
 
+def test_a_longer_schedule_trains_the_same_network():
+    def network(name):
+        bases, model = (FOLDER / name).read_text().split("]\n", 1)
+        return [line for line in bases.splitlines() if "/models/" in line], model
+
+    for name in NETWORKS:
+        for schedule in ("16e-800px", "16e-1000px"):
+            assert network(name.replace("1x", schedule)) == network(name)
+
+
+def test_the_box_head_of_dc5_starts_as_the_authors():
+    config = read("faster-rcnn_r50-mdconv-c3-c5_dc5_mdpool_mimic_1x_coco.py")
+    torch.manual_seed(0)
+    head = MODELS.build(dict(config.model.roi_head.bbox_head, num_classes=3))
+    head.init_weights()
+    for layer in (*head.shared_fcs, head.fc_cls, head.fc_reg):
+        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.05)
+        assert not layer.bias.any()
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_mmdetections_weights_fit(name):
     """Of the same backbone and neck: every tensor of the regular FPN, and the backbone of DC5."""

@@ -20,6 +20,14 @@ model = dict(
             out_channels=256,
             featmap_strides=[16],
         ),
-        bbox_head=dict(in_channels=256, loss_bbox=dict(type="SmoothL1Loss", beta=1.0)),
+        bbox_head=dict(
+            in_channels=256,
+            loss_bbox=dict(type="SmoothL1Loss", beta=1.0),
+            init_cfg=dict(
+                type="Normal",
+                std=0.01,
+                override=[dict(name=name) for name in ("shared_fcs", "fc_cls", "fc_reg")],
+            ),
+        ),
     ),
 )
