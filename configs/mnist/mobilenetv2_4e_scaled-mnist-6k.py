@@ -8,8 +8,8 @@ model = dict(
         type="DeformMobileNetV2",
         widen_factor=0.5,
         out_indices=(6,),
-        # Convolutions and what replaces them start alike, as torch lets them.
-        init_cfg=[dict(type="Constant", val=1, layer=["_BatchNorm"])],
+        # As in torch: mmdet's own would reach regular convolutions, but not all that replace them.
+        init_cfg=dict(type="Constant", val=1, layer=["_BatchNorm"]),
     ),
     in_channels=160,
 )

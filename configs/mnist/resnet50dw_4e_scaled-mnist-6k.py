@@ -11,8 +11,8 @@ model = dict(
         frozen_stages=-1,
         norm_cfg=dict(type="BN", requires_grad=True),
         norm_eval=False,
-        # Convolutions and what replaces them start alike, as torch lets them.
-        init_cfg=[dict(type="Constant", val=1, layer=["_BatchNorm"])],
+        # As in torch: mmdet's own would reach regular convolutions, but not all that replace them.
+        init_cfg=dict(type="Constant", val=1, layer=["_BatchNorm"]),
     ),
     in_channels=512,
 )

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -261,7 +262,8 @@ def test_every_layer_in_place_of_a_convolution(name, tmp_path):
     np.testing.assert_allclose(points.y, points.rest_y, atol=1e-4)
     assert sorted({*points.rest_x.round(2).tolist()}) == [32, 64, 96]
     assert sorted({*points.rest_y.round(2).tolist()}) == [0, 32, 64]
-    assert len(draw_points(points).shape) == 3  # also where all weights are zero, as DCNv4's
+    for weight in (points.weight, 0 * points.weight):  # as a DCNv4's that starts as released
+        assert len(draw_points(replace(points, weight=weight)).shape) == 3
 
 
 @pytest.mark.parametrize("name", ["mdconv", "dcnv3", "dcnv4"])

@@ -32,8 +32,9 @@ READING = (
     "image in inference; memory is training's peak, of the GPU or the process."
 )
 PAIRS = (
-    "Differences in {main} between pairs of cells that the study names: Bonferroni's intervals, "
-    "pooled variance of all cells. With 95 % confidence, all intervals of this table hold at once."
+    "Differences in {main} of the first to the second of two cells, in pairs that the study names: "
+    "Bonferroni's intervals, pooled variance of all cells. With 95 % confidence, all intervals of "
+    "this table hold at once."
 )
 
 
