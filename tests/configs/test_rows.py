@@ -1,5 +1,6 @@
 """The rows of the paper's tables: what their networks hold, that they train and test."""
 
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,7 @@ FOLDER = make_rows.FOLDER
 NETWORKS = sorted(name for name in make_rows.rows() if "_1x_" in name)  # schedules change none
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def scope():
     init_default_scope("mmdet")
 
@@ -38,6 +39,12 @@ def on_meta(config):
         return MODELS.build(config.model)
 
 
+@pytest.fixture(scope="module", params=NETWORKS)
+def row(request, scope):
+    """Its name and network, built once for all tests of it."""
+    return request.param, on_meta(read(request.param))
+
+
 def test_the_folder_is_as_it_was_written():
     files = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()}
     assert files == make_rows.rows(), "run tools/make_rows.py"
@@ -45,60 +52,56 @@ def test_the_folder_is_as_it_was_written():
 
 # In parameters. Of a layer with a bias: (inputs + 1) · outputs.
 POOLED, HIDDEN = 256 * 49, 1024
-FC_HEAD = (POOLED + 1) * HIDDEN + (HIDDEN + 1) * HIDDEN + (HIDDEN + 1) * (81 + 4 * 80)
-BACKBONE = 23_508_032  # ResNet-50 without its classifier
-# conv5's reduction, and the RPN on conv4: 3×3, 512, with 5 scales × 3 ratios of objectness and box.
-DC5 = BACKBONE + (2048 + 1) * 256 + (9 * 1024 + 1) * 512 + (512 + 1) * 15 * 5 + FC_HEAD
-LATERAL = sum((c + 1) * 256 for c in (256, 512, 1024, 2048))
-FPN = BACKBONE + LATERAL + 4 * (9 * 256 + 1) * 256 + (9 * 256 + 1) * 256 + 257 * 3 * 5 + FC_HEAD
+# Without classifiers; the 3×3 convolutions of conv3, conv4 and conv5; their channels in conv3.
+BACKBONES = {
+    "r50": (23_508_032, (4, 6, 3), 128),
+    "r101": (42_500_160, (4, 23, 3), 128),
+    "x101-32x4d": (42_128_704, (4, 23, 3), 256),
+    "x101-64x4d": (81_406_272, (4, 23, 3), 512),
+}
+RPN = {"fpn": (9 * 256 + 1) * 256 + 257 * 3 * 5, "dc5": (9 * 1024 + 1) * 512 + 513 * 15 * 5}
+NECK = {
+    "fpn": sum((c + 1) * 256 for c in (256, 512, 1024, 2048)) + 4 * (9 * 256 + 1) * 256,
+    "dc5": (2048 + 1) * 256,
+}
+BOX_HEAD = (POOLED + 1) * HIDDEN + (HIDDEN + 1) * HIDDEN + (HIDDEN + 1) * (81 + 4 * 80)
 # Four 3×3 convolutions, one that doubles the size, and the masks of 80 classes.
 MASK_HEAD = 4 * (9 * 256 + 1) * 256 + (4 * 256 + 1) * 256 + 257 * 80
-# The channels of conv3, conv4 and conv5, and how many 3×3 convolutions they have.
-STAGES = {128: 4, 256: 6, 512: 3}
-
-
-def offsets(channels, *stages):
-    """Of the 3×3 convolutions that predict so many channels in the deformable layers."""
-    return sum(STAGES[c] * (9 * c + 1) * channels for c in stages)
-
-
-DPOOL = (POOLED + 1) * 98
-MDPOOL = (POOLED + 1) * HIDDEN + (HIDDEN + 1) * HIDDEN + (HIDDEN + 1) * 147
-# Mask R-CNN's second pooling: its RoIs have 14×14 bins.
-MASK_MDPOOL = (4 * POOLED + 1) * HIDDEN + (HIDDEN + 1) * HIDDEN + (HIDDEN + 1) * 3 * 196
 CLASSIFIER = (HIDDEN + 1) * 81  # mimicking's, in training only
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("faster-rcnn_r50_dc5", DC5),
-        ("faster-rcnn_r50_dc5_roipool", DC5),
-        ("faster-rcnn_r50-dconv-c5_dc5", DC5 + offsets(18, 512)),
-        ("faster-rcnn_r50-dconv-c5_dc5_dpool", DC5 + offsets(18, 512) + DPOOL),
-        ("faster-rcnn_r50-dconv-c4-c5_dc5", DC5 + offsets(18, 256, 512)),
-        ("faster-rcnn_r50-dconv-c3-c5_dc5_dpool", DC5 + offsets(18, *STAGES) + DPOOL),
-        ("faster-rcnn_r50-mdconv-c3-c5_dc5", DC5 + offsets(27, *STAGES)),
-        ("faster-rcnn_r50-mdconv-c3-c5_dc5_mdpool", DC5 + offsets(27, *STAGES) + MDPOOL),
-        (
-            "faster-rcnn_r50-mdconv-c3-c5_dc5_mdpool_mimic",
-            DC5 + offsets(27, *STAGES) + MDPOOL + CLASSIFIER,
-        ),
-        ("faster-rcnn_r50_dc5_mimic", DC5 + CLASSIFIER),
-        ("mask-rcnn_r50_dc5", DC5 + MASK_HEAD),
-        (
-            "mask-rcnn_r50-mdconv-c3-c5_dc5_mdpool",
-            DC5 + MASK_HEAD + offsets(27, *STAGES) + MDPOOL + MASK_MDPOOL,
-        ),
-        ("faster-rcnn_r50_fpn", FPN),
-        # DCNv1's FPN has a layer of offsets per level, DCNv2's pooling one branch for all.
-        ("faster-rcnn_r50-dconv-c5_fpn_dpool", FPN + offsets(18, 512) + 4 * DPOOL),
-        ("faster-rcnn_r50-mdconv-c3-c5_fpn_mdpool", FPN + offsets(27, *STAGES) + MDPOOL),
-    ],
-)
-def test_parameters(name, expected):
-    model = on_meta(read(f"{name}_1x_coco.py"))
-    assert sum(p.numel() for p in model.parameters()) == expected
+def conv_offsets(backbone, conv):
+    """Of the convolutions that predict offsets and, in mdconv, masks."""
+    _, depths, width = BACKBONES[backbone]
+    kind, first = conv.split("-")[:2]
+    outputs = {"dconv": 18, "mdconv": 27}[kind]
+    widths = {f"c{3 + i}": (n, 2**i * width) for i, n in enumerate(depths)}
+    return sum(n * (9 * c + 1) * outputs for stage, (n, c) in widths.items() if stage >= first)
+
+
+def pool_offsets(pool, neck, bins):
+    """Of dpool's layer, on an FPN one per level as in DCNv1, or of mdpool's three."""
+    if pool == "dpool":
+        return (4 if neck == "fpn" else 1) * (256 * bins + 1) * 2 * bins
+    if pool == "mdpool":
+        return (256 * bins + 1) * HIDDEN + (HIDDEN + 1) * HIDDEN + (HIDDEN + 1) * 3 * bins
+    return 0
+
+
+def test_parameters(row):
+    name, network = row
+    detector, body, neck, *others = name.removesuffix("_1x_coco.py").split("_")
+    backbone, deformable, conv = re.fullmatch("(.+?)(-(m?dconv.+))?", body).groups()
+    pool = next((part for part in others if "pool" in part), "")
+    expected = BACKBONES[backbone][0] + NECK[neck] + RPN[neck] + BOX_HEAD
+    expected += pool_offsets(pool, neck, 49)
+    if deformable:
+        expected += conv_offsets(backbone, conv)
+    if detector == "mask-rcnn":
+        expected += MASK_HEAD + pool_offsets(pool, neck, 196)
+    if any(part.startswith("mimic") for part in others):
+        expected += CLASSIFIER
+    assert sum(p.numel() for p in network.parameters()) == expected
 
 
 @pytest.mark.parametrize(
@@ -180,16 +183,16 @@ def test_the_box_head_of_dc5_starts_as_the_authors():
         assert not layer.bias.any()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_mmdetections_weights_fit(name):
+def test_mmdetections_weights_fit(row):
     """Of the same backbone and neck: every tensor of the regular FPN, and the backbone of DC5."""
+    name, network = row
     detector, backbone, neck = name.split("_")[:3]
     backbone = backbone.split("-dconv")[0].split("-mdconv")[0]
     folder = detector.replace("-", "_")
     theirs = f"{detector}_{backbone}_fpn_1x_coco"
     if neck == "dc5" and backbone == "r50":
         folder, theirs = "faster_rcnn", "faster-rcnn_r50-caffe-dc5_1x_coco"
-    ours = on_meta(read(name)).state_dict()
+    ours = network.state_dict()
     for key, shape in shapes_of_mmdet(f"mmdet::{folder}/{theirs}.py").items():
         if neck == "fpn" or key.startswith("backbone."):
             assert ours[key].shape == shape, key
