@@ -1,9 +1,11 @@
 #!/usr/bin/env python
-"""Measure what mimicking does to a trained detector: tools/diagnose_mimic.py CONFIG CHECKPOINT."""
+"""Measure what mimicking does to a detector: tools/diagnose_mimic.py CONFIG CHECKPOINT..."""
 
 import argparse
 import sys
 from pathlib import Path
+
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -19,7 +21,13 @@ def main():
         "classifiers, cosines, gradients, and how much of a score depends on the object itself."
     )
     add_config(parser)
-    parser.add_argument("checkpoint", help="path or URL of the weights")
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="path or URL of the weights; of several, for example one per seed, means and standard "
+        "deviations are shown",
+    )
     parser.add_argument("--images", type=int, default=100, help="how many (%(default)s)")
     parser.add_argument("--out", metavar="FOLDER", help="write classes.csv and losses.csv there")
     args = parser.parse_args()
@@ -27,14 +35,22 @@ def main():
         parser.error("--images: at least 1")
     cfg = read_config(args.config)
     merge_options(cfg, args.cfg_options or {})
-    cfg.load_from = existing_checkpoint(args.checkpoint)
+    checkpoints = [existing_checkpoint(path) for path in args.checkpoints]
     if args.out:
         Path(args.out).mkdir(parents=True, exist_ok=True)
-    tables = diagnose_checkpoint(cfg, args.images)
-    for name, table in zip(("classes", "losses"), tables, strict=True):
-        print(table.to_markdown(floatfmt=".3f"), end="\n\n")
+    tables = []
+    for path in checkpoints:
+        cfg.load_from = path
+        tables.append(diagnose_checkpoint(cfg, args.images))
+    for name, each in zip(("classes", "losses"), zip(*tables, strict=True), strict=True):
+        every = pd.concat(each, keys=args.checkpoints, names=["checkpoint"])
+        lines = every.groupby(level=1, sort=False)
+        print(lines.mean().to_markdown(floatfmt=".3f"), end="\n\n")
+        if len(checkpoints) > 1:
+            print("Standard deviations:\n")
+            print(lines.std().to_markdown(floatfmt=".3f"), end="\n\n")
         if args.out:
-            table.to_csv(Path(args.out) / f"{name}.csv", float_format="%.6g")
+            every.to_csv(Path(args.out) / f"{name}.csv", float_format="%.6g")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, set_random_seed
 from torch import Tensor
 
 from ..engine import load_weights
@@ -28,12 +28,14 @@ def diagnose_checkpoint(cfg: Config, images: int) -> tuple[pd.DataFrame, pd.Data
 
     A config without mimicking is taken with the settings of `dict()`; other ones can be given as
     `model.mimic.KEY`. Where the weights have no auxiliary classifier, its accuracy is unknown.
+    The RoIs are drawn with seed 0.
 
     Raises:
         EngineError: the model is no `MimicTwoStageDetector`, the weights do not fit it, or the val
             set's pipeline loads no annotations.
     """
     init_default_scope("mmdet")
+    set_random_seed(0)
     cfg = copy.deepcopy(cfg)
     cfg.model.mimic = cfg.model.get("mimic") or {}
     cfg.model.backbone.init_cfg = None

@@ -1,0 +1,66 @@
+"""tools/diagnose_mimic.py from the command line."""
+
+import runpy
+import sys
+
+import pandas as pd
+import pytest
+
+from tests.inference.conftest import ROOT, TINY, save_random_weights
+
+MIMIC = """
+_base_ = {tiny!r}
+model = dict(
+    type="MimicTwoStageDetector",
+    mimic=dict(num_rois=2, crop_size=64, with_gt=True),
+)
+"""
+
+
+@pytest.fixture
+def diagnose(dataset, tmp_path, monkeypatch, capfd):
+    """Runs the tool on a config with mimicking; what it exits with, and stdout."""
+    monkeypatch.chdir(dataset)
+    config = tmp_path / "mimic.py"
+    config.write_text(MIMIC.format(tiny=str(TINY)))
+    save_random_weights(config, tmp_path / "mimic.pth", ("square",))
+    save_random_weights(TINY, tmp_path / "off.pth", ("square",))
+
+    def run(*args, config=config):
+        command = ["diagnose_mimic.py", config, *args]
+        monkeypatch.setattr(sys, "argv", list(map(str, command)))
+        try:
+            runpy.run_path(str(ROOT / "tools" / "diagnose_mimic.py"), run_name="__main__")
+            status = None
+        except SystemExit as exit:
+            status = exit.code
+        return status, capfd.readouterr().out
+
+    return run
+
+
+def test_every_checkpoint_is_written_and_their_mean_shown(diagnose, tmp_path):
+    trained, off, out = tmp_path / "mimic.pth", tmp_path / "off.pth", tmp_path / "out"
+    status, shown = diagnose(trained, off, trained, "--images", "3", "--out", out)
+    assert status is None
+    classes = pd.read_csv(out / "classes.csv")
+    lines = classes[classes["class"] == "all"]
+    assert lines["checkpoint"].tolist() == [str(trained), str(off), str(trained)]
+    assert lines["crop"].isna().tolist() == [False, True, False]  # off has no such classifier
+    first, _, again = lines.drop(columns="checkpoint").to_dict("records")
+    assert first == again  # the same RoIs
+    assert first["objects"] == 3
+    losses = pd.read_csv(out / "losses.csv", index_col=["checkpoint", "loss"])
+    mean = losses.groupby("loss")["norm"].mean()
+    for name, norm in mean.items():
+        means, deviations = (t for t in shown.splitlines() if t.startswith(f"| {name} "))
+        assert f"{norm:.3f}" in means
+        assert f"{norm:.3f}" not in deviations
+
+
+def test_refusals(diagnose, tmp_path):
+    missing = tmp_path / "none.pth"
+    status, _ = diagnose(tmp_path / "mimic.pth", missing)
+    assert status == f"error: checkpoint not found: {missing}"
+    status, _ = diagnose(tmp_path / "off.pth", config=TINY)
+    assert status == "error: model.type: expected MimicTwoStageDetector, got FasterRCNN"
