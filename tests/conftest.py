@@ -4,11 +4,15 @@
 pytest tests/dcn/test_deform_conv.py tests/dcn/test_deform_roi_pool.py --kernels triton
 """
 
+import functools
+import gc
 import importlib.util
 import logging
 import os
 import shutil
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -33,6 +37,27 @@ os.environ.setdefault("DCN_STRICT", "1")
 def pytest_addoption(parser):
     parser.addoption("--kernels", choices=["cpu", "triton"], default="cpu")
     parser.addoption("--store-mmcv-values", action="store_true")
+
+
+def pytest_collection_finish():
+    gc.freeze()  # mmengine collects garbage per dataset: not among all that was imported
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_configs():
+    """Of a config, mmengine reads a hundred YAML files per base of mmdet's and formats it per run.
+
+    Either takes longer than a small training.
+    """
+    config = sys.modules.get("mmengine.config")
+    if config is None:  # the operators alone are tested
+        yield
+        return
+    with (
+        mock.patch.object(config.utils, "load", functools.cache(config.utils.load)),
+        mock.patch("yapf.yapflib.yapf_api.FormatCode", lambda text, **_: (text, True)),
+    ):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,10 @@ from dcndet.data.split import split_coco, stratify
 from mmengine.config import Config
 from PIL import Image
 
+from tests.command import run_tool
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
-CHECK = ROOT / "tools" / "check_data.py"
 
 
 def write(root, ann_file, folder, count=2, classes=("cat", "dog"), **category):
@@ -244,18 +244,15 @@ def test_outside_paths_are_refused_unless_asked_for(custom):
     (fault,) = check_set(*checked[0][:2])
     assert re.search(refused, fault)
     assert len(list(sets_of(custom, outside_paths=True))) == 3
-    assert check(custom, "--outside-paths", "--workers", 1)[0] == 0
+    assert check(custom, "--outside-paths", "--workers", 1) == 0
 
 
 def check(*arguments):
-    result = subprocess.run(
-        [sys.executable, CHECK, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT
-    )
-    return result.returncode, result.stdout + result.stderr
+    return run_tool("check_data.py", *arguments)
 
 
-def test_check_data_names_everything(custom):
-    assert check(custom, "--workers", 1)[0] == 0
+def test_check_data_names_everything(custom, capfd):
+    assert check(custom, "--workers", 1) == 0
     path = custom / "annotations" / "train.json"
     content = json.loads(path.read_text())
     content["images"][0]["width"] = 41
@@ -267,17 +264,16 @@ def test_check_data_names_everything(custom):
     picture.write_bytes(picture.read_bytes()[:-500])  # its header is whole
     (custom / "val" / "1.png").unlink()
     config = CONFIGS / "bccd" / "faster-rcnn_r18_fpn_6e_bccd.py"
-    status, output = check(config, "--data", custom, "--workers", 2)
-    assert status == 1
+    capfd.readouterr()
+    assert check(config, "--data", custom, "--workers", 2) == 1
+    output = "".join(capfd.readouterr())
     assert f"{custom / 'train' / '1.png'}: 40x30 pixels, but its annotations say 41x30" in output
     assert "annotation 2, image 2.png: bbox [1, 1, 0, 9], area 0: no area" in output
     assert "annotation 1, image 1.png: bbox [30, 20, 40, 9], area 360: reaches beyond" in output
     assert f"cannot decode image {picture}" in output
     assert f"cannot read image {custom / 'val' / '1.png'}: No such file" in output
     assert output.count(" wrong\n") == 2
-    status, output = check(custom / "all.json")
-    assert status == 1
-    assert output.splitlines()[-1].startswith("error: cannot read annotation file")
+    assert check(custom / "all.json").startswith("error: cannot read annotation file")
 
 
 def test_the_ignore_rules_hide_sets_and_no_code(tmp_path):

@@ -1,10 +1,6 @@
 import hashlib
 import json
 import math
-import runpy
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +12,8 @@ from PIL import Image
 from pycocotools import mask as rle
 from scipy import ndimage
 
-TOOL = Path(__file__).parents[2] / "tools" / "make_digits.py"
+from tests.command import run_tool
+
 SMALL = {"num_train": 6, "num_val": 3}
 
 
@@ -311,25 +308,21 @@ def test_arguments_out_of_range(tmp_path, name, value):
     assert not list(tmp_path.iterdir())
 
 
-def test_tool(tmp_path):
-    command = [sys.executable, TOOL, "--num-train", "2", "--num-val", "1"]
+def test_tool(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     for options, folder in (
         ([], "digits"),
         (["--clutter", "1.5"], "digits_clutter-1.5"),
         (["--crops"], "digit-crops"),
     ):
-        result = subprocess.run(command + options, capture_output=True, text=True, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-        assert f"data/{folder}: made in" in result.stdout
+        assert run_tool("make_digits.py", "--num-train", 2, "--num-val", 1, *options) is None
+        assert f"data/{folder}: made in" in capsys.readouterr().out
         assert len(list((tmp_path / "data" / folder).rglob("*.png"))) == 3
 
 
-def test_tool_reports_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["make_digits.py", "--root", str(tmp_path), "--size", "9"])
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(TOOL), run_name="__main__")
-    assert end.value.code == "error: size is 9, expected at least 64"
+def test_tool_reports_an_error(tmp_path):
+    status = run_tool("make_digits.py", "--root", tmp_path, "--size", 9)
+    assert status == "error: size is 9, expected at least 64"
 
 
 def test_crops(tmp_path):

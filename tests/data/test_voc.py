@@ -1,8 +1,5 @@
 import json
-import runpy
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,8 +10,9 @@ from dcndet.data.errors import DataError
 from dcndet.data.voc import convert_voc
 from PIL import Image
 
+from tests.command import run_tool
+
 ROOT = Path(__file__).parents[2]
-TOOL = ROOT / "tools" / "convert_voc.py"
 BCCD = ROOT.parent / "shared" / "data" / "bccd"
 SIZE = "<size><width>40</width><height>30</height><depth>3</depth></size>"
 
@@ -59,15 +57,11 @@ def read(path):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the tool in this process, for speed. Returns its exit message and its output."""
+def run(capsys):
+    """Runs the tool; what it exits with, and its output."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["convert_voc.py", *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", [*sys.path])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        return end.value.code, capsys.readouterr()
+        return run_tool("convert_voc.py", *arguments), capsys.readouterr()
 
     return run
 
@@ -268,12 +262,12 @@ def test_missing_list(voc):
         convert_voc(voc.root)
 
 
-def test_tool_names_the_bad_and_keeps_the_good(voc):
+def test_tool_names_the_bad_and_keeps_the_good(voc, run):
     voc.add("bad", xml="")
-    result = subprocess.run([sys.executable, TOOL, voc.root], capture_output=True, text=True)
-    assert result.returncode == 0
-    assert f"{voc.root / 'Annotations' / 'bad.xml'}: empty, image skipped" in result.stderr
-    summary = result.stdout.splitlines()[-2]
+    status, output = run(voc.root)
+    assert status is None
+    assert f"{voc.root / 'Annotations' / 'bad.xml'}: empty, image skipped" in output.err
+    summary = output.out.splitlines()[-2]
     assert summary == (
         f"{voc.root / 'annotations' / 'train.json'}: 1 images, 1 skipped; "
         "2 boxes (cat 1, dog 1); problems: 1"
@@ -379,11 +373,10 @@ def test_classes_that_differ_in_case(voc):
     assert train.boxes == {"Dog": 1, "cat": 1, "dog": 1}
 
 
-def test_tool_says_how_to_train(voc, capsys, monkeypatch):
+def test_tool_says_how_to_train(voc, run):
     voc.add("other", split="test")
-    monkeypatch.setattr(sys, "argv", [str(TOOL), str(voc.root)])
-    runpy.run_path(str(TOOL), run_name="__main__")
-    last = capsys.readouterr().out.splitlines()[-1]
+    _, output = run(voc.root)
+    last = output.out.splitlines()[-1]
     assert last == f"train on it: python tools/train.py CONFIG --data {voc.root}"
 
 

@@ -1,7 +1,6 @@
 """Exported files find what the detector finds, in the tools too; bad input is named."""
 
 import json
-import runpy
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -20,6 +19,7 @@ from dcndet.models.engine.errors import EngineError
 from dcndet.models.inference import Detector
 from mmengine.config import Config
 
+from tests.command import run_tool
 from tests.deploy.conftest import ROOT, SIZE, scrambled
 
 REASON = "requirements-export.txt is not installed"
@@ -94,17 +94,11 @@ def small(detector, tmp_path_factory):
 
 
 @pytest.fixture
-def tool(monkeypatch, capfd):
+def tool(capfd):
     """Runs one; what it exits with, and what it prints."""
 
     def run(name, *args):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
-        try:
-            runpy.run_path(str(ROOT / "tools" / name), run_name="__main__")
-            status = None
-        except SystemExit as exit:
-            status = exit.code
-        return status, "".join(capfd.readouterr())
+        return run_tool(name, *args), "".join(capfd.readouterr())
 
     return run
 

@@ -4,8 +4,6 @@ import math
 import os
 import pickle
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import dcndet.models  # noqa: F401
@@ -23,6 +21,7 @@ from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from tests.command import run_tool
 from tests.models.test_mmdet_parity import scramble
 
 ROOT = Path(__file__).parents[2]
@@ -62,14 +61,7 @@ def close(ours, theirs):
 
 
 def convert(*args):
-    """Run the tool in this process; what it exits with, or None."""
-    argv, sys.argv = sys.argv, ["convert_weights.py", *map(str, args)]
-    try:
-        runpy.run_path(str(ROOT / "tools" / "convert_weights.py"), run_name="__main__")
-    except SystemExit as exit:
-        return exit.code
-    finally:
-        sys.argv = argv
+    return run_tool("convert_weights.py", *args)
 
 
 # ---------------------------------------------------------------------------------- mmdetection

@@ -2,15 +2,14 @@
 
 import csv
 import json
-import runpy
-import sys
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.inference.conftest import QUICKSTART, ROOT, TINY
+from tests.command import run_tool
+from tests.inference.conftest import QUICKSTART, TINY
 
 
 @pytest.fixture
@@ -20,13 +19,7 @@ def detect(checkpoint, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path / "work")
 
     def run(*args, config=TINY, weights=checkpoint):
-        command = ["detect.py", config, weights, *args, "--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", list(map(str, command)))
-        try:
-            runpy.run_path(str(ROOT / "tools" / "detect.py"), run_name="__main__")
-            status = None
-        except SystemExit as exit:
-            status = exit.code
+        status = run_tool("detect.py", config, weights, *args, "--device", "cpu")
         return status, *capfd.readouterr()
 
     return run

@@ -4,7 +4,6 @@ import csv
 import fcntl
 import json
 import re
-import runpy
 import statistics
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import submitit  # importing it closes absl's stream: within a test, that is pyt
 import torch
 from mmengine.config import Config
 
+from tests.command import run_tool
 from tools.ablation import running
 from tools.ablation.intervals import compare
 from tools.ablation.report import as_text
@@ -86,14 +86,7 @@ def write(tmp_path, name="study.py", **content):
 
 
 def ablate(*args):
-    """Run the tool in this process; what it exits with, or None."""
-    argv, sys.argv = sys.argv, ["ablate.py", *map(str, args)]
-    try:
-        runpy.run_path(str(ROOT / "tools" / "ablate.py"), run_name="__main__")
-    except SystemExit as exit:
-        return exit.code
-    finally:
-        sys.argv = argv
+    return run_tool("ablate.py", *args)
 
 
 def execute(study, folder):

@@ -1,12 +1,10 @@
 """tools/diagnose_mimic.py from the command line."""
 
-import runpy
-import sys
-
 import pandas as pd
 import pytest
 
-from tests.inference.conftest import ROOT, TINY, save_random_weights
+from tests.command import run_tool
+from tests.inference.conftest import TINY, save_random_weights
 
 MIMIC = """
 _base_ = {tiny!r}
@@ -27,14 +25,7 @@ def diagnose(dataset, tmp_path, monkeypatch, capfd):
     save_random_weights(TINY, tmp_path / "off.pth", ("square",))
 
     def run(*args, config=config):
-        command = ["diagnose_mimic.py", config, *args]
-        monkeypatch.setattr(sys, "argv", list(map(str, command)))
-        try:
-            runpy.run_path(str(ROOT / "tools" / "diagnose_mimic.py"), run_name="__main__")
-            status = None
-        except SystemExit as exit:
-            status = exit.code
-        return status, capfd.readouterr().out
+        return run_tool("diagnose_mimic.py", config, *args), capfd.readouterr().out
 
     return run
 

@@ -1,14 +1,13 @@
 """tools/visualize.py from the command line."""
 
 import json
-import runpy
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from tests.command import run_tool
 from tests.inference.conftest import ROOT, TINY, save_random_weights
 
 MASK = ROOT / "tests" / "tools" / "tiny_mask.py"
@@ -36,14 +35,8 @@ def visualize(weights, dataset, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(dataset)
 
     def run(what, *args, config=weights[0], checkpoint=weights[1]):
-        command = ["visualize.py", what, config, checkpoint, *args]
-        command += ["--out-dir", tmp_path / "out", "--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", list(map(str, command)))
-        try:
-            runpy.run_path(str(ROOT / "tools" / "visualize.py"), run_name="__main__")
-            status = None
-        except SystemExit as exit:
-            status = exit.code
+        where = ("--out-dir", tmp_path / "out", "--device", "cpu")
+        status = run_tool("visualize.py", what, config, checkpoint, *args, *where)
         return status, capfd.readouterr().out
 
     return run

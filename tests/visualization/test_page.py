@@ -3,7 +3,6 @@
 import io
 import os
 import re
-import runpy
 import signal
 import socket
 import subprocess
@@ -23,6 +22,7 @@ from PIL import Image
 from torch import nn
 
 import dcn
+from tests.command import run_tool
 from tests.conftest import insisting_skip
 from tests.inference.conftest import ROOT, TINY, save_random_weights
 from tests.tools.conftest import write_squares
@@ -199,11 +199,7 @@ def serve(files, monkeypatch):
     terminated = signal.getsignal(signal.SIGTERM)
 
     def run(*arguments, config=files[0], checkpoint=files[1]):
-        command = ["visualize.py", "serve", config, checkpoint, "--device", "cpu", *arguments]
-        monkeypatch.setattr(sys, "argv", list(map(str, command)))
-        with pytest.raises(SystemExit) as exit:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        return exit.value.code
+        return run_tool("visualize.py", "serve", config, checkpoint, "--device", "cpu", *arguments)
 
     yield run
     signal.signal(signal.SIGTERM, terminated)
