@@ -4,6 +4,7 @@
 pytest tests/dcn/test_deform_conv.py tests/dcn/test_deform_roi_pool.py --kernels triton
 """
 
+import ast
 import functools
 import gc
 import importlib.util
@@ -40,22 +41,27 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_finish():
-    gc.freeze()  # mmengine collects garbage per dataset: not among all that was imported
+    gc.freeze()  # mmengine collects garbage for each dataset: spare it all that was imported
 
 
 @pytest.fixture(autouse=True, scope="session")
 def quick_configs():
-    """Of a config, mmengine reads a hundred YAML files per base of mmdet's and formats it per run.
+    """Spares what takes mmengine longer than a small training.
 
-    Either takes longer than a small training.
+    It reads a hundred YAML files for each base from mmdet, and formats the config of every run.
     """
     config = sys.modules.get("mmengine.config")
     if config is None:  # the operators alone are tested
         yield
         return
+
+    def unformatted(text, **_):
+        ast.parse(text)
+        return text, True
+
     with (
         mock.patch.object(config.utils, "load", functools.cache(config.utils.load)),
-        mock.patch("yapf.yapflib.yapf_api.FormatCode", lambda text, **_: (text, True)),
+        mock.patch("yapf.yapflib.yapf_api.FormatCode", unformatted),
     ):
         yield
 

@@ -25,8 +25,8 @@ def main():
         "checkpoints",
         nargs="+",
         metavar="CHECKPOINT",
-        help="path or URL of the weights; of several, for example one per seed, means and standard "
-        "deviations are shown",
+        help="path or URL of the weights; several, for example one per seed, are averaged, with "
+        "standard deviations",
     )
     parser.add_argument("--images", type=int, default=100, help="how many (%(default)s)")
     parser.add_argument("--out", metavar="FOLDER", help="write classes.csv and losses.csv there")
@@ -35,18 +35,19 @@ def main():
         parser.error("--images: at least 1")
     cfg = read_config(args.config)
     merge_options(cfg, args.cfg_options or {})
-    checkpoints = [existing_checkpoint(path) for path in args.checkpoints]
+    for path in args.checkpoints:
+        existing_checkpoint(path)
     if args.out:
         Path(args.out).mkdir(parents=True, exist_ok=True)
     tables = []
-    for path in checkpoints:
+    for path in args.checkpoints:
         cfg.load_from = path
         tables.append(diagnose_checkpoint(cfg, args.images))
     for name, each in zip(("classes", "losses"), zip(*tables, strict=True), strict=True):
         every = pd.concat(each, keys=args.checkpoints, names=["checkpoint"])
         lines = every.groupby(level=1, sort=False)
         print(lines.mean().to_markdown(floatfmt=".3f"), end="\n\n")
-        if len(checkpoints) > 1:
+        if len(args.checkpoints) > 1:
             print("Standard deviations:\n")
             print(lines.std().to_markdown(floatfmt=".3f"), end="\n\n")
         if args.out:

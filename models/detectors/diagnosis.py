@@ -27,8 +27,8 @@ def diagnose_checkpoint(cfg: Config, images: int) -> tuple[pd.DataFrame, pd.Data
     """`diagnose` the weights in `cfg.load_from` on the first images of the config's val set.
 
     A config without mimicking is taken with the settings of `dict()`; other ones can be given as
-    `model.mimic.KEY`. Where the weights have no auxiliary classifier, its accuracy is unknown.
-    The RoIs are drawn with seed 0.
+    `model.mimic.KEY`. Where the weights have no auxiliary classifier, its accuracy and its loss are
+    unknown. Seeds the global generators, so that the same weights are given the same RoIs.
 
     Raises:
         EngineError: the model is no `MimicTwoStageDetector`, the weights do not fit it, or the val
@@ -60,7 +60,7 @@ def diagnose_checkpoint(cfg: Config, images: int) -> tuple[pd.DataFrame, pd.Data
     batches = (pseudo_collate([built[i]]) for i in range(min(images, len(built))))
     classes, losses = diagnose(model, batches, built.metainfo["classes"])
     if not mimicked:
-        classes["crop"] = float("nan")
+        classes["crop"] = losses.loc["loss_mimic_cls"] = float("nan")
     return classes, losses
 
 

@@ -41,16 +41,24 @@ def on_meta(config):
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def row(request, scope):
-    """Its name and network, built once for all tests of it."""
-    return request.param, on_meta(read(request.param))
+    """The parts of its name, its config and its network, built once for all tests of it."""
+    config = read(request.param)
+    return parts(request.param), config, on_meta(config)
+
+
+def parts(name):
+    """Detector, backbone, convolution, neck, pooling and mimicking; what is not there is ''."""
+    pattern = r"([^_]+)_(.+?)(?:-(m?dconv-.+))?_(fpn|dc5)(?:_(.*pool))?(?:_(mimic.*))?_1x_coco\.py"
+    return re.fullmatch(pattern, name).groups("")
 
 
 def test_the_folder_is_as_it_was_written():
+    assert len(NETWORKS) == 104
     files = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()}
     assert files == make_rows.rows(), "run tools/make_rows.py"
 
 
-# In parameters. Of a layer with a bias: (inputs + 1) · outputs.
+# Numbers of parameters: a layer with a bias has (inputs + 1) · outputs.
 POOLED, HIDDEN = 256 * 49, 1024
 # Without classifiers; the 3×3 convolutions of conv3, conv4 and conv5; their channels in conv3.
 BACKBONES = {
@@ -59,6 +67,7 @@ BACKBONES = {
     "x101-32x4d": (42_128_704, (4, 23, 3), 256),
     "x101-64x4d": (81_406_272, (4, 23, 3), 512),
 }
+# Objectness and boxes of 3 ratios at each place of an FPN; on conv4 of 5 scales × 3 ratios.
 RPN = {"fpn": (9 * 256 + 1) * 256 + 257 * 3 * 5, "dc5": (9 * 1024 + 1) * 512 + 513 * 15 * 5}
 NECK = {
     "fpn": sum((c + 1) * 256 for c in (256, 512, 1024, 2048)) + 4 * (9 * 256 + 1) * 256,
@@ -75,8 +84,8 @@ def conv_offsets(backbone, conv):
     _, depths, width = BACKBONES[backbone]
     kind, first = conv.split("-")[:2]
     outputs = {"dconv": 18, "mdconv": 27}[kind]
-    widths = {f"c{3 + i}": (n, 2**i * width) for i, n in enumerate(depths)}
-    return sum(n * (9 * c + 1) * outputs for stage, (n, c) in widths.items() if stage >= first)
+    stages = {f"c{3 + i}": (n, 2**i * width) for i, n in enumerate(depths)}
+    return sum(n * (9 * c + 1) * outputs for stage, (n, c) in stages.items() if stage >= first)
 
 
 def pool_offsets(pool, neck, bins):
@@ -89,19 +98,24 @@ def pool_offsets(pool, neck, bins):
 
 
 def test_parameters(row):
-    name, network = row
-    detector, body, neck, *others = name.removesuffix("_1x_coco.py").split("_")
-    backbone, deformable, conv = re.fullmatch("(.+?)(-(m?dconv.+))?", body).groups()
-    pool = next((part for part in others if "pool" in part), "")
+    (detector, backbone, conv, neck, pool, mimic), _, network = row
     expected = BACKBONES[backbone][0] + NECK[neck] + RPN[neck] + BOX_HEAD
     expected += pool_offsets(pool, neck, 49)
-    if deformable:
+    if conv:
         expected += conv_offsets(backbone, conv)
     if detector == "mask-rcnn":
         expected += MASK_HEAD + pool_offsets(pool, neck, 196)
-    if any(part.startswith("mimic") for part in others):
+    if mimic:
         expected += CLASSIFIER
     assert sum(p.numel() for p in network.parameters()) == expected
+
+
+def test_what_is_pooled_and_mimicked_is_as_the_name_says(row):
+    (detector, *_, pool, mimic), config, network = row
+    for part in ("bbox", "mask")[: 1 + (detector == "mask-rcnn")]:
+        assert config.model.roi_head[f"{part}_roi_extractor"].pool == (pool or "align")
+    if mimic:
+        assert network.mimic.on == (mimic.partition("-")[2] or "foreground")
 
 
 @pytest.mark.parametrize(
@@ -185,9 +199,7 @@ def test_the_box_head_of_dc5_starts_as_the_authors():
 
 def test_mmdetections_weights_fit(row):
     """Of the same backbone and neck: every tensor of the regular FPN, and the backbone of DC5."""
-    name, network = row
-    detector, backbone, neck = name.split("_")[:3]
-    backbone = backbone.split("-dconv")[0].split("-mdconv")[0]
+    (detector, backbone, _, neck, *_), _, network = row
     folder = detector.replace("-", "_")
     theirs = f"{detector}_{backbone}_fpn_1x_coco"
     if neck == "dc5" and backbone == "r50":

@@ -196,13 +196,11 @@ def test_one_request_at_a_time_and_a_click_before_an_image(page, detector):
 def serve(files, monkeypatch):
     """Runs the tool in this process; what it exits with."""
     monkeypatch.chdir(files[0].parent)
-    terminated = signal.getsignal(signal.SIGTERM)
 
     def run(*arguments, config=files[0], checkpoint=files[1]):
         return run_tool("visualize.py", "serve", config, checkpoint, "--device", "cpu", *arguments)
 
-    yield run
-    signal.signal(signal.SIGTERM, terminated)
+    return run
 
 
 def test_without_gradio_the_tool_says_how_to_install_it(serve, monkeypatch):

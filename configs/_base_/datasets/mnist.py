@@ -3,7 +3,7 @@
 data_root = "data/"
 
 load = dict(type="LoadImageFromNDArray")
-# Of image files, which Detector and tools/visualize.py read.
+# For image files, which Detector and tools/visualize.py read.
 gray = dict(type="ToChannels", channels=1)
 pack = dict(type="PackDetInputs", meta_keys=("img_shape", "gt_label", "group"))
 zoom = dict(type="RandomZoom", zoom=(1, 2.5), shift=0.2, per_axis=True)
