@@ -218,7 +218,9 @@ FILES: dict[str, Content] = {
     "record_short.pth": repacked(lambda name, c: c[:8] if name.endswith("data/0") else c),
     "pickle_missing.pth": repacked(lambda name, c: None if name.endswith("data.pkl") else c),
     "pickle_empty.pth": repacked(lambda name, c: b"" if name.endswith("data.pkl") else c),
-    "pickle_cut.pth": repacked(lambda name, c: c[:-50] if name.endswith("data.pkl") else c),
+    "pickle_cut.pth": repacked(  # within the length of the last string
+        lambda name, c: c[: c.rindex(b"_last_value") - 2] if name.endswith("data.pkl") else c
+    ),
     "pickle_of_noise.pth": repacked(
         lambda name, c: bytes(reversed(c)) if name.endswith("data.pkl") else c
     ),

@@ -82,7 +82,7 @@ def few(name):
     from tests.dcn import strategies
 
     @hypothesis.settings(
-        max_examples=12,
+        max_examples=6,
         deadline=None,
         suppress_health_check=list(hypothesis.HealthCheck),
         derandomize=True,
