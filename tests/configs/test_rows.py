@@ -100,11 +100,11 @@ def pool_offsets(pool, neck, bins):
 def test_parameters(row):
     (detector, backbone, conv, neck, pool, mimic), _, network = row
     expected = BACKBONES[backbone][0] + NECK[neck] + RPN[neck] + BOX_HEAD
-    expected += pool_offsets(pool, neck, 49)
+    expected += pool_offsets(pool, neck, 7 * 7)
     if conv:
         expected += conv_offsets(backbone, conv)
     if detector == "mask-rcnn":
-        expected += MASK_HEAD + pool_offsets(pool, neck, 196)
+        expected += MASK_HEAD + pool_offsets(pool, neck, 14 * 14)
     if mimic:
         expected += CLASSIFIER
     assert sum(p.numel() for p in network.parameters()) == expected
