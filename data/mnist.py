@@ -120,7 +120,8 @@ class RandomZoom(BaseTransform):
 
     As in Keras' ImageDataGenerator, output pixel o shows input pixel i = c + z·(o − c') + s, where
     c and c' are the centres of the two images, so that z *divides* the size of what is shown, and
-    the shift s counts in pixels of the input. Pixels outside of the input are black.
+    the shift s counts in pixels of the input. Pixels outside of the input are black. Like mmcv's
+    Resize, it notes ``ori_shape`` (height, width) and ``scale_factor`` (1 / z across, 1 / z down).
 
     Args:
         zoom (Sequence[float]): lowest and highest z, positive.
@@ -167,6 +168,8 @@ class RandomZoom(BaseTransform):
         matrix = np.column_stack([np.diag(zoom), offset])
         results["img"] = cv2.warpAffine(image, matrix, after.tolist(), flags=self.flags)
         results["img_shape"] = results["img"].shape[:2]
+        results["ori_shape"] = image.shape[:2]
+        results["scale_factor"] = tuple((1 / zoom).tolist())
         return results
 
 

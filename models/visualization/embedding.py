@@ -33,7 +33,7 @@ class Embedding:
         features: float32 [n, C], what the classifier sees of each.
         labels: int64 [n], indices into `classes`.
         sizes: float32 [n], roots of the areas of their boxes, in pixels of the image; an object of
-            a classifier is its image.
+            a classifier is its image, as large as the pipeline has made it (``scale_factor``).
         images: n paths.
         classes: names.
     """
@@ -110,11 +110,14 @@ def _of_boxes(detector: "Detector", image: str, boxes: np.ndarray) -> Tensor:
 
 
 def _of_image(model: nn.Module, sample: dict) -> tuple[Tensor, tuple[int, int]]:
-    """What a classifier's linear layer sees of a dataset's sample [1, C], and (height, width)."""
+    """What a classifier's linear layer sees of a sample [1, C], and the image's (height, width)."""
     if not isinstance(model, ImageClassifier):
         raise _unknown(model)
     inputs = model.data_preprocessor(pseudo_collate([sample]), False)["inputs"]
-    return model.extract_feat(inputs), sample["inputs"].shape[1:]
+    known = sample["data_samples"]
+    height, width = known.get("ori_shape", sample["inputs"].shape[1:])
+    across, down = known.get("scale_factor", (1, 1))
+    return model.extract_feat(inputs), (height * down, width * across)
 
 
 def _unknown(model: nn.Module) -> EngineError:

@@ -118,6 +118,14 @@ def test_a_larger_frame(square):
     np.testing.assert_array_equal(out, np.pad(square, 14))
 
 
+def test_zoom_notes_how_large_the_image_is_drawn():
+    sample = dict(img=np.zeros((10, 20), np.uint8), img_id=0)
+    noted = RandomZoom(zoom=(1, 2), per_axis=True, seed=0, size=56)(sample)
+    drawn = np.random.default_rng([0, 0]).uniform(1, 2, size=2)
+    assert (noted["ori_shape"], noted["img_shape"]) == ((10, 20), (56, 56))
+    np.testing.assert_allclose(noted["scale_factor"], 1 / drawn)
+
+
 def test_shift_and_axes(square):
     centres, sides = [], []
     for index in range(300):

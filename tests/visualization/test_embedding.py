@@ -30,14 +30,15 @@ def test_of_a_classifier_it_shows_pooled_features():
     detector.model = ImageClassifier(backbone, 32, 2).eval()
     detector.model.data_preprocessor = own
     inputs = torch.from_numpy(np.stack(images(9))).permute(0, 3, 1, 2)
+    scaled = dict(ori_shape=(10, 20), scale_factor=(0.5, 2))
     dataset = Dataset(
-        dict(inputs=image, data_samples=DetDataSample(), gt_label=i % 2)
-        for i, image in enumerate(inputs)
+        dict(inputs=image, data_samples=DetDataSample(metainfo=meta), gt_label=i % 2)
+        for i, (image, meta) in enumerate(zip(inputs, [{}] * 7 + [scaled] * 2, strict=True))
     )
     found = embedding(detector, dataset, images=8)
     assert found.labels.tolist() == [0, 1] * 4
     assert found.xy.shape == (8, 2)
-    np.testing.assert_allclose(found.sizes, (32 * 48) ** 0.5)
+    np.testing.assert_allclose(found.sizes, [(32 * 48) ** 0.5] * 7 + [(20 * 10) ** 0.5], rtol=1e-6)
     with torch.no_grad():
         expected = detector.model.head(torch.from_numpy(found.features))
         torch.testing.assert_close(

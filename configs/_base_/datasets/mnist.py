@@ -5,7 +5,10 @@ data_root = "data/"
 load = dict(type="LoadImageFromNDArray")
 # For image files, which Detector and tools/visualize.py read.
 gray = dict(type="ToChannels", channels=1)
-pack = dict(type="PackDetInputs", meta_keys=("img_shape", "gt_label", "group"))
+pack = dict(
+    type="PackDetInputs",
+    meta_keys=("img_shape", "ori_shape", "scale_factor", "gt_label", "group"),
+)
 zoom = dict(type="RandomZoom", zoom=(1, 2.5), shift=0.2, per_axis=True)
 same_zoom = dict(zoom, seed=0)  # in every evaluation
 train_dataloader = dict(

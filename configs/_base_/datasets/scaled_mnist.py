@@ -2,7 +2,7 @@
 data_root = "data/"
 
 zoom = dict(type="RandomZoom", zoom=(0.5, 1.5), size=56, seed=0)
-pack = dict(type="PackDetInputs", meta_keys=("img_shape", "gt_label"))
+pack = dict(type="PackDetInputs", meta_keys=("img_shape", "ori_shape", "scale_factor", "gt_label"))
 pipeline = [zoom, pack]
 train_dataloader = dict(
     batch_size=32,
